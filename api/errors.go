@@ -1,0 +1,73 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+
+	"connectrpc.com/connect"
+
+	"podd/pod"
+)
+
+// codes pairs each sentinel with its status code. Order matters only in that
+// an error wrapping several takes the first.
+var codes = []struct {
+	sentinel error
+	code     connect.Code
+}{
+	{pod.ErrInvalid, connect.CodeInvalidArgument},
+	{pod.ErrNotFound, connect.CodeNotFound},
+	{pod.ErrExists, connect.CodeAlreadyExists},
+	{pod.ErrConflict, connect.CodeAborted},
+	{pod.ErrBlocked, connect.CodeFailedPrecondition},
+	{pod.ErrPhase, connect.CodeOutOfRange},
+	{pod.ErrUnavailable, connect.CodeUnavailable},
+	{pod.ErrExhausted, connect.CodeResourceExhausted},
+}
+
+// ErrorToConnect gives err the status code of the sentinel it wraps. An error
+// that has a code already keeps it.
+func ErrorToConnect(err error) error {
+	if err == nil {
+		return nil
+	}
+	var coded *connect.Error
+	if errors.As(err, &coded) {
+		return err
+	}
+	for _, c := range codes {
+		if errors.Is(err, c.sentinel) {
+			return connect.NewError(c.code, err)
+		}
+	}
+	return connect.NewError(connect.CodeUnknown, err)
+}
+
+// remoteError is an error that came over the network: the other side's words,
+// and the sentinel its code stands for.
+type remoteError struct {
+	message  string
+	sentinel error
+}
+
+func (e *remoteError) Error() string { return e.message }
+func (e *remoteError) Unwrap() error { return e.sentinel }
+
+// ErrorFromConnect is the reverse of ErrorToConnect: the result has the other
+// side's text and matches the sentinel by errors.Is.
+func ErrorFromConnect(err error) error {
+	var coded *connect.Error
+	if err == nil || !errors.As(err, &coded) {
+		return err
+	}
+	for _, c := range codes {
+		if coded.Code() != c.code {
+			continue
+		}
+		if !connect.IsWireError(err) && c.sentinel == pod.ErrUnavailable {
+			return fmt.Errorf("%w: %s", pod.ErrUnavailable, coded.Message())
+		}
+		return &remoteError{message: coded.Message(), sentinel: c.sentinel}
+	}
+	return errors.New(coded.Message())
+}
