@@ -1,0 +1,69 @@
+# The project's recipes. `./dev RECIPE` installs what a recipe needs and runs it; with everything
+# installed, `just RECIPE` does the same.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# libcontainer makes pods' system call filters with libseccomp, by this tag and cgo.
+tags := "seccomp"
+version := `git describe --tags --always --dirty 2>/dev/null || echo unknown`
+ldflags := "-X podd/pod.Version=" + version
+staticcheck := "honnef.co/go/tools/cmd/staticcheck@v0.8.2"
+
+# Tests and programs that need root get it from sudo where the caller is an ordinary user.
+sudo := if `id -u` == "0" { "" } else { "sudo --preserve-env=PATH" }
+# And unit tests get an ordinary user where the caller is root.
+unprivileged := justfile_directory() / "hack/as-nobody.sh"
+
+# List the recipes
+[private]
+default:
+    @just --list --unsorted
+
+# Build bin/podd, bin/podproxy, bin/podctl and bin/podinit
+build: podinit
+    CGO_ENABLED=1 go build -trimpath -tags '{{tags}}' -ldflags '{{ldflags}}' -o bin/ ./cmd/podd ./cmd/podproxy ./cmd/podctl
+
+# The init of every pod is bound into images of any kind: it must not need a library of theirs.
+[private]
+podinit:
+    @mkdir -p bin
+    {{env("CC", "cc")}} -static -O2 -Wall -Wextra -o bin/podinit namespace/podinit/podinit.c
+
+# All checks: lint, unit tests, tests that need root, end-to-end tests
+test: lint test-unit test-root test-e2e
+
+# Unit tests, as an ordinary user, with the race detector
+test-unit *packages="./...":
+    go test -race -tags '{{tags}}' -exec '{{unprivileged}}' {{packages}}
+
+# Tests that need root, CRIU and namespaces, one package at a time
+test-root *packages="./...": podinit
+    go test -race -tags '{{tags}},root' -p 1 -exec '{{sudo}}' {{packages}}
+
+# End-to-end tests: real programs moved between hosts of a lab
+test-e2e *args: build
+    go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -exec '{{sudo}}' ./e2e/... {{args}}
+
+# Show a live desktop session moving between hosts while its client stays connected
+demo *args: build
+    {{sudo}} bin/podctl demo {{args}}
+
+# Measure moves; the numbers are explained in the documentation
+bench *args: build
+    go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -run '^$' -bench . -exec '{{sudo}}' ./e2e/... {{args}}
+
+# Formatting, vet, staticcheck, shellcheck, and that no test can be skipped
+lint:
+    hack/lint.sh '{{tags}}' '{{staticcheck}}'
+
+# Format Go and the generated code's sources
+fmt:
+    gofmt -l -w $(git ls-files --cached --others --exclude-standard '*.go')
+
+# Regenerate the protobuf and Connect code (the result is committed)
+generate:
+    go generate ./...
+
+# Remove what was built
+clean:
+    rm -rf bin
