@@ -11,7 +11,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/path.sh"
 prefix=/usr/local/lib/podd
-just_version=1.58.0
+just_version=1.57.0
 
 say() { printf 'dev: %s\n' "$*"; }
 die() { printf 'dev: error: %s\n' "$*" >&2; exit 1; }
@@ -131,7 +131,9 @@ install_go() {
 
 # --- just --------------------------------------------------------------------------------------
 
-# install_just: Debian 13 has a package; on Debian 12 the npm package carries the same program.
+# install_just: Debian 13 has a package; on Debian 12 the npm registry has the same program. Of the
+# package rust-just this takes the part for this machine, which is the program; the rest is a script
+# that would start node at each use.
 install_just() {
 	have just && return 0
 	if [ -n "$(apt-cache show just 2>/dev/null)" ]; then
@@ -143,13 +145,17 @@ install_just() {
 		say "installing npm, to get just (this Debian has no package of it)"
 		apt_install npm
 	}
+	case $(uname -m) in
+	x86_64) part=rust-just-linux-x64 ;;
+	aarch64) part=rust-just-linux-arm64 ;;
+	*) die "no just is known for $(uname -m): put any 'just' on PATH and run again" ;;
+	esac
 	say "installing just $just_version"
 	mkdir -p "$prefix/just"
-	npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$prefix/just" "rust-just@$just_version" </dev/null ||
-		die "npm could not install rust-just $just_version: put any 'just' on PATH and run again"
-	# The package's own entry is a node script that starts this: do without node at each start.
-	program=$(find "$prefix/just/node_modules" -path '*/rust-just-*/*' -name just -type f | head -n 1)
-	[ -n "$program" ] || die "rust-just $just_version has no program for $(uname -m): put any 'just' on PATH and run again"
+	npm install --loglevel=error --no-audit --no-fund --ignore-scripts --prefix "$prefix/just" "$part@$just_version" </dev/null >/dev/null ||
+		die "npm could not install $part $just_version: put any 'just' on PATH and run again"
+	program=$(find "$prefix/just/node_modules/$part" -name just -type f | head -n 1)
+	[ -n "$program" ] || die "there is no program in $part $just_version: put any 'just' on PATH and run again"
 	chmod 755 "$program"
 	mkdir -p /usr/local/bin
 	ln -sfn "$program" /usr/local/bin/just

@@ -28,7 +28,7 @@ formatted() {
 
 # A test that may skip itself proves nothing on the machine where it does.
 no_skips() {
-	! sources '*_test.go' | xargs -r grep -nE '\b[tb]\.Skip(f|Now)?\(|testing\.Short\(' /dev/null
+	! sources '*_test.go' | xargs grep -nE '\b[tb]\.Skip(f|Now)?\(|testing\.Short\(' /dev/null
 }
 
 shell_scripts() {
