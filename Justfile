@@ -6,7 +6,7 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 # libcontainer makes pods' system call filters with libseccomp, by this tag and cgo.
 tags := "seccomp"
 version := `git describe --tags --always --dirty 2>/dev/null || echo unknown`
-ldflags := "-X podd/pod.Version=" + version
+ldflags := "-X podd/version.number=" + version
 staticcheck := "honnef.co/go/tools/cmd/staticcheck@v0.8.2"
 
 # Tests and programs that need root get it from sudo where the caller is an ordinary user.
