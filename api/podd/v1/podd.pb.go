@@ -3486,9 +3486,7 @@ type CheckTargetRequest struct {
 	FileBytes   int64                  `protobuf:"varint,7,opt,name=file_bytes,json=fileBytes,proto3" json:"file_bytes,omitempty"`
 	// Files of the read-only lower layers that processes have mapped: they
 	// must be the same on the target.
-	MappedFiles []*MappedFile `protobuf:"bytes,8,rep,name=mapped_files,json=mappedFiles,proto3" json:"mapped_files,omitempty"`
-	// InitDigest is the SHA-256 of the pod's init program.
-	InitDigest    []byte `protobuf:"bytes,9,opt,name=init_digest,json=initDigest,proto3" json:"init_digest,omitempty"`
+	MappedFiles   []*MappedFile `protobuf:"bytes,8,rep,name=mapped_files,json=mappedFiles,proto3" json:"mapped_files,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3575,13 +3573,6 @@ func (x *CheckTargetRequest) GetFileBytes() int64 {
 func (x *CheckTargetRequest) GetMappedFiles() []*MappedFile {
 	if x != nil {
 		return x.MappedFiles
-	}
-	return nil
-}
-
-func (x *CheckTargetRequest) GetInitDigest() []byte {
-	if x != nil {
-		return x.InitDigest
 	}
 	return nil
 }
@@ -4019,7 +4010,7 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\x0eGetMoveRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"4\n" +
 	"\x0fGetMoveResponse\x12!\n" +
-	"\x04move\x18\x01 \x01(\v2\r.podd.v1.MoveR\x04move\"\xc7\x02\n" +
+	"\x04move\x18\x01 \x01(\v2\r.podd.v1.MoveR\x04move\"\xa6\x02\n" +
 	"\x12CheckTargetRequest\x12$\n" +
 	"\x04spec\x18\x01 \x01(\v2\x10.podd.v1.PodSpecR\x04spec\x12\x16\n" +
 	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12!\n" +
@@ -4029,9 +4020,7 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\fmemory_bytes\x18\x06 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
 	"file_bytes\x18\a \x01(\x03R\tfileBytes\x126\n" +
-	"\fmapped_files\x18\b \x03(\v2\x13.podd.v1.MappedFileR\vmappedFiles\x12\x1f\n" +
-	"\vinit_digest\x18\t \x01(\fR\n" +
-	"initDigest\"L\n" +
+	"\fmapped_files\x18\b \x03(\v2\x13.podd.v1.MappedFileR\vmappedFiles\"L\n" +
 	"\n" +
 	"MappedFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +

@@ -637,6 +637,7 @@ type MoveServiceClient interface {
 	// MovePod moves a pod and reports every stage. The last event holds the
 	// finished move.
 	MovePod(context.Context, *connect.Request[v1.MovePodRequest]) (*connect.ServerStreamForClient[v1.MovePodResponse], error)
+	// ListMoves lists moves, of one pod or all, newest first.
 	ListMoves(context.Context, *connect.Request[v1.ListMovesRequest]) (*connect.Response[v1.ListMovesResponse], error)
 	GetMove(context.Context, *connect.Request[v1.GetMoveRequest]) (*connect.Response[v1.GetMoveResponse], error)
 }
@@ -714,6 +715,7 @@ type MoveServiceHandler interface {
 	// MovePod moves a pod and reports every stage. The last event holds the
 	// finished move.
 	MovePod(context.Context, *connect.Request[v1.MovePodRequest], *connect.ServerStream[v1.MovePodResponse]) error
+	// ListMoves lists moves, of one pod or all, newest first.
 	ListMoves(context.Context, *connect.Request[v1.ListMovesRequest]) (*connect.Response[v1.ListMovesResponse], error)
 	GetMove(context.Context, *connect.Request[v1.GetMoveRequest]) (*connect.Response[v1.GetMoveResponse], error)
 }
