@@ -1200,19 +1200,76 @@ func (*RemovePodResponse) Descriptor() ([]byte, []int) {
 	return file_podd_v1_podd_proto_rawDescGZIP(), []int{18}
 }
 
+// OutputPosition counts bytes from the start of the main command's output. The
+// logs are files that move with the pod, so a position holds on any host. What
+// a terminal shows counts as stdout.
+type OutputPosition struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stdout        int64                  `protobuf:"varint,1,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr        int64                  `protobuf:"varint,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputPosition) Reset() {
+	*x = OutputPosition{}
+	mi := &file_podd_v1_podd_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputPosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputPosition) ProtoMessage() {}
+
+func (x *OutputPosition) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputPosition.ProtoReflect.Descriptor instead.
+func (*OutputPosition) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *OutputPosition) GetStdout() int64 {
+	if x != nil {
+		return x.Stdout
+	}
+	return 0
+}
+
+func (x *OutputPosition) GetStderr() int64 {
+	if x != nil {
+		return x.Stderr
+	}
+	return 0
+}
+
 type LogsRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Pod    string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
 	Follow bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
 	// Tail is the number of last lines to begin with; negative means all.
-	Tail          int64 `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`
+	Tail int64 `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`
+	// From begins there instead of at the tail.
+	From          *OutputPosition `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[19]
+	mi := &file_podd_v1_podd_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1281,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[19]
+	mi := &file_podd_v1_podd_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1294,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{19}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogsRequest) GetPod() string {
@@ -1261,17 +1318,28 @@ func (x *LogsRequest) GetTail() int64 {
 	return 0
 }
 
+func (x *LogsRequest) GetFrom() *OutputPosition {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
 type LogsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stdout        []byte                 `protobuf:"bytes,1,opt,name=stdout,proto3" json:"stdout,omitempty"`
-	Stderr        []byte                 `protobuf:"bytes,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Stdout []byte                 `protobuf:"bytes,1,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr []byte                 `protobuf:"bytes,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	// Position is where the reader is after this message.
+	Position *OutputPosition `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`
+	// Moved says that the pod leaves this host: ask again.
+	Moved         bool `protobuf:"varint,4,opt,name=moved,proto3" json:"moved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[20]
+	mi := &file_podd_v1_podd_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1351,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[20]
+	mi := &file_podd_v1_podd_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1364,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{20}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LogsResponse) GetStdout() []byte {
@@ -1313,6 +1381,20 @@ func (x *LogsResponse) GetStderr() []byte {
 	return nil
 }
 
+func (x *LogsResponse) GetPosition() *OutputPosition {
+	if x != nil {
+		return x.Position
+	}
+	return nil
+}
+
+func (x *LogsResponse) GetMoved() bool {
+	if x != nil {
+		return x.Moved
+	}
+	return false
+}
+
 type WindowSize struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rows          uint32                 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
@@ -1323,7 +1405,7 @@ type WindowSize struct {
 
 func (x *WindowSize) Reset() {
 	*x = WindowSize{}
-	mi := &file_podd_v1_podd_proto_msgTypes[21]
+	mi := &file_podd_v1_podd_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1417,7 @@ func (x *WindowSize) String() string {
 func (*WindowSize) ProtoMessage() {}
 
 func (x *WindowSize) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[21]
+	mi := &file_podd_v1_podd_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1430,7 @@ func (x *WindowSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowSize.ProtoReflect.Descriptor instead.
 func (*WindowSize) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{21}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WindowSize) GetRows() uint32 {
@@ -1384,7 +1466,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_podd_v1_podd_proto_msgTypes[22]
+	mi := &file_podd_v1_podd_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1478,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[22]
+	mi := &file_podd_v1_podd_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1491,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{22}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExecStart) GetPod() string {
@@ -1490,7 +1572,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[23]
+	mi := &file_podd_v1_podd_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1584,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[23]
+	mi := &file_podd_v1_podd_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1597,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{23}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExecRequest) GetRequest() isExecRequest_Request {
@@ -1598,14 +1680,17 @@ type ExecResponse struct {
 	//	*ExecResponse_Stderr
 	//	*ExecResponse_ExitCode
 	//	*ExecResponse_Moved
-	Response      isExecResponse_Response `protobuf_oneof:"response"`
+	Response isExecResponse_Response `protobuf_oneof:"response"`
+	// StdinAccepted is how many bytes of this stream's standard input reached
+	// the command. It is set beside moved: the rest is to be sent again.
+	StdinAccepted uint64 `protobuf:"varint,6,opt,name=stdin_accepted,json=stdinAccepted,proto3" json:"stdin_accepted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[24]
+	mi := &file_podd_v1_podd_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1702,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[24]
+	mi := &file_podd_v1_podd_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1715,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{24}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExecResponse) GetResponse() isExecResponse_Response {
@@ -1685,6 +1770,13 @@ func (x *ExecResponse) GetMoved() bool {
 	return false
 }
 
+func (x *ExecResponse) GetStdinAccepted() uint64 {
+	if x != nil {
+		return x.StdinAccepted
+	}
+	return 0
+}
+
 type isExecResponse_Response interface {
 	isExecResponse_Response()
 }
@@ -1722,16 +1814,19 @@ func (*ExecResponse_ExitCode) isExecResponse_Response() {}
 func (*ExecResponse_Moved) isExecResponse_Response() {}
 
 type AttachStart struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pod           string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
-	Window        *WindowSize            `protobuf:"bytes,2,opt,name=window,proto3" json:"window,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Pod    string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	Window *WindowSize            `protobuf:"bytes,2,opt,name=window,proto3" json:"window,omitempty"`
+	// From begins there; absent means from now on. A command that has ended
+	// gives the rest of its output and its exit code.
+	From          *OutputPosition `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttachStart) Reset() {
 	*x = AttachStart{}
-	mi := &file_podd_v1_podd_proto_msgTypes[25]
+	mi := &file_podd_v1_podd_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1838,7 @@ func (x *AttachStart) String() string {
 func (*AttachStart) ProtoMessage() {}
 
 func (x *AttachStart) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[25]
+	mi := &file_podd_v1_podd_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1851,7 @@ func (x *AttachStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
 func (*AttachStart) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{25}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AttachStart) GetPod() string {
@@ -1769,6 +1864,13 @@ func (x *AttachStart) GetPod() string {
 func (x *AttachStart) GetWindow() *WindowSize {
 	if x != nil {
 		return x.Window
+	}
+	return nil
+}
+
+func (x *AttachStart) GetFrom() *OutputPosition {
+	if x != nil {
+		return x.From
 	}
 	return nil
 }
@@ -1788,7 +1890,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[26]
+	mi := &file_podd_v1_podd_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1902,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[26]
+	mi := &file_podd_v1_podd_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1915,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{26}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AttachRequest) GetRequest() isAttachRequest_Request {
@@ -1895,14 +1997,17 @@ type AttachResponse struct {
 	//	*AttachResponse_Stderr
 	//	*AttachResponse_ExitCode
 	//	*AttachResponse_Moved
-	Response      isAttachResponse_Response `protobuf_oneof:"response"`
+	Response isAttachResponse_Response `protobuf_oneof:"response"`
+	Position *OutputPosition           `protobuf:"bytes,5,opt,name=position,proto3" json:"position,omitempty"`
+	// StdinAccepted is as in ExecResponse.
+	StdinAccepted uint64 `protobuf:"varint,6,opt,name=stdin_accepted,json=stdinAccepted,proto3" json:"stdin_accepted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[27]
+	mi := &file_podd_v1_podd_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2019,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[27]
+	mi := &file_podd_v1_podd_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2032,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{27}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AttachResponse) GetResponse() isAttachResponse_Response {
@@ -1973,6 +2078,20 @@ func (x *AttachResponse) GetMoved() bool {
 	return false
 }
 
+func (x *AttachResponse) GetPosition() *OutputPosition {
+	if x != nil {
+		return x.Position
+	}
+	return nil
+}
+
+func (x *AttachResponse) GetStdinAccepted() uint64 {
+	if x != nil {
+		return x.StdinAccepted
+	}
+	return 0
+}
+
 type isAttachResponse_Response interface {
 	isAttachResponse_Response()
 }
@@ -2015,7 +2134,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_podd_v1_podd_proto_msgTypes[28]
+	mi := &file_podd_v1_podd_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2146,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[28]
+	mi := &file_podd_v1_podd_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2159,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{28}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Image) GetName() string {
@@ -2095,7 +2214,7 @@ type ImportImageHeader struct {
 
 func (x *ImportImageHeader) Reset() {
 	*x = ImportImageHeader{}
-	mi := &file_podd_v1_podd_proto_msgTypes[29]
+	mi := &file_podd_v1_podd_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2226,7 @@ func (x *ImportImageHeader) String() string {
 func (*ImportImageHeader) ProtoMessage() {}
 
 func (x *ImportImageHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[29]
+	mi := &file_podd_v1_podd_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2239,7 @@ func (x *ImportImageHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageHeader.ProtoReflect.Descriptor instead.
 func (*ImportImageHeader) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{29}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ImportImageHeader) GetHost() string {
@@ -2150,7 +2269,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[30]
+	mi := &file_podd_v1_podd_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +2281,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[30]
+	mi := &file_podd_v1_podd_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +2294,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{30}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ImportImageRequest) GetRequest() isImportImageRequest_Request {
@@ -2228,7 +2347,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[31]
+	mi := &file_podd_v1_podd_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2240,7 +2359,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[31]
+	mi := &file_podd_v1_podd_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2253,7 +2372,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{31}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ImportImageResponse) GetImage() *Image {
@@ -2272,7 +2391,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[32]
+	mi := &file_podd_v1_podd_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +2403,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[32]
+	mi := &file_podd_v1_podd_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +2416,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{32}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListImagesRequest) GetHost() string {
@@ -2316,7 +2435,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[33]
+	mi := &file_podd_v1_podd_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2328,7 +2447,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[33]
+	mi := &file_podd_v1_podd_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2341,7 +2460,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{33}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2361,7 +2480,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[34]
+	mi := &file_podd_v1_podd_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2492,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[34]
+	mi := &file_podd_v1_podd_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2505,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{34}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveImageRequest) GetHost() string {
@@ -2411,7 +2530,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[35]
+	mi := &file_podd_v1_podd_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2542,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[35]
+	mi := &file_podd_v1_podd_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2555,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{35}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{36}
 }
 
 type ListHostsRequest struct {
@@ -2447,7 +2566,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[36]
+	mi := &file_podd_v1_podd_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2578,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[36]
+	mi := &file_podd_v1_podd_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2591,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{36}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{37}
 }
 
 type ListHostsResponse struct {
@@ -2484,7 +2603,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[37]
+	mi := &file_podd_v1_podd_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2615,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[37]
+	mi := &file_podd_v1_podd_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2628,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{37}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -2527,7 +2646,7 @@ type GetVersionRequest struct {
 
 func (x *GetVersionRequest) Reset() {
 	*x = GetVersionRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[38]
+	mi := &file_podd_v1_podd_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2539,7 +2658,7 @@ func (x *GetVersionRequest) String() string {
 func (*GetVersionRequest) ProtoMessage() {}
 
 func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[38]
+	mi := &file_podd_v1_podd_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2552,7 +2671,7 @@ func (x *GetVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionRequest.ProtoReflect.Descriptor instead.
 func (*GetVersionRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{38}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{39}
 }
 
 type GetVersionResponse struct {
@@ -2567,7 +2686,7 @@ type GetVersionResponse struct {
 
 func (x *GetVersionResponse) Reset() {
 	*x = GetVersionResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[39]
+	mi := &file_podd_v1_podd_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2579,7 +2698,7 @@ func (x *GetVersionResponse) String() string {
 func (*GetVersionResponse) ProtoMessage() {}
 
 func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[39]
+	mi := &file_podd_v1_podd_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2592,7 +2711,7 @@ func (x *GetVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVersionResponse.ProtoReflect.Descriptor instead.
 func (*GetVersionResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{39}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetVersionResponse) GetVersion() string {
@@ -2636,7 +2755,7 @@ type Blocker struct {
 
 func (x *Blocker) Reset() {
 	*x = Blocker{}
-	mi := &file_podd_v1_podd_proto_msgTypes[40]
+	mi := &file_podd_v1_podd_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2648,7 +2767,7 @@ func (x *Blocker) String() string {
 func (*Blocker) ProtoMessage() {}
 
 func (x *Blocker) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[40]
+	mi := &file_podd_v1_podd_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2661,7 +2780,7 @@ func (x *Blocker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blocker.ProtoReflect.Descriptor instead.
 func (*Blocker) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{40}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Blocker) GetPid() int32 {
@@ -2710,7 +2829,7 @@ type StageTime struct {
 
 func (x *StageTime) Reset() {
 	*x = StageTime{}
-	mi := &file_podd_v1_podd_proto_msgTypes[41]
+	mi := &file_podd_v1_podd_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +2841,7 @@ func (x *StageTime) String() string {
 func (*StageTime) ProtoMessage() {}
 
 func (x *StageTime) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[41]
+	mi := &file_podd_v1_podd_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +2854,7 @@ func (x *StageTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageTime.ProtoReflect.Descriptor instead.
 func (*StageTime) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{41}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StageTime) GetStage() string {
@@ -2779,7 +2898,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_podd_v1_podd_proto_msgTypes[42]
+	mi := &file_podd_v1_podd_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2791,7 +2910,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[42]
+	mi := &file_podd_v1_podd_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2804,7 +2923,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{42}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Receipt) GetStages() []*StageTime {
@@ -2912,7 +3031,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_podd_v1_podd_proto_msgTypes[43]
+	mi := &file_podd_v1_podd_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3043,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[43]
+	mi := &file_podd_v1_podd_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3056,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{43}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Move) GetId() string {
@@ -3041,7 +3160,7 @@ type CheckMoveRequest struct {
 
 func (x *CheckMoveRequest) Reset() {
 	*x = CheckMoveRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[44]
+	mi := &file_podd_v1_podd_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3053,7 +3172,7 @@ func (x *CheckMoveRequest) String() string {
 func (*CheckMoveRequest) ProtoMessage() {}
 
 func (x *CheckMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[44]
+	mi := &file_podd_v1_podd_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3066,7 +3185,7 @@ func (x *CheckMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckMoveRequest.ProtoReflect.Descriptor instead.
 func (*CheckMoveRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{44}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CheckMoveRequest) GetPod() string {
@@ -3097,7 +3216,7 @@ type CheckMoveResponse struct {
 
 func (x *CheckMoveResponse) Reset() {
 	*x = CheckMoveResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[45]
+	mi := &file_podd_v1_podd_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3228,7 @@ func (x *CheckMoveResponse) String() string {
 func (*CheckMoveResponse) ProtoMessage() {}
 
 func (x *CheckMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[45]
+	mi := &file_podd_v1_podd_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3241,7 @@ func (x *CheckMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckMoveResponse.ProtoReflect.Descriptor instead.
 func (*CheckMoveResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{45}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CheckMoveResponse) GetBlockers() []*Blocker {
@@ -3170,7 +3289,7 @@ type MovePodRequest struct {
 
 func (x *MovePodRequest) Reset() {
 	*x = MovePodRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[46]
+	mi := &file_podd_v1_podd_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3182,7 +3301,7 @@ func (x *MovePodRequest) String() string {
 func (*MovePodRequest) ProtoMessage() {}
 
 func (x *MovePodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[46]
+	mi := &file_podd_v1_podd_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3195,7 +3314,7 @@ func (x *MovePodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovePodRequest.ProtoReflect.Descriptor instead.
 func (*MovePodRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{46}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *MovePodRequest) GetPod() string {
@@ -3229,7 +3348,7 @@ type MovePodResponse struct {
 
 func (x *MovePodResponse) Reset() {
 	*x = MovePodResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[47]
+	mi := &file_podd_v1_podd_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3241,7 +3360,7 @@ func (x *MovePodResponse) String() string {
 func (*MovePodResponse) ProtoMessage() {}
 
 func (x *MovePodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[47]
+	mi := &file_podd_v1_podd_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3254,7 +3373,7 @@ func (x *MovePodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovePodResponse.ProtoReflect.Descriptor instead.
 func (*MovePodResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{47}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *MovePodResponse) GetStage() string {
@@ -3308,7 +3427,7 @@ type ListMovesRequest struct {
 
 func (x *ListMovesRequest) Reset() {
 	*x = ListMovesRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[48]
+	mi := &file_podd_v1_podd_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3320,7 +3439,7 @@ func (x *ListMovesRequest) String() string {
 func (*ListMovesRequest) ProtoMessage() {}
 
 func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[48]
+	mi := &file_podd_v1_podd_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3333,7 +3452,7 @@ func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesRequest.ProtoReflect.Descriptor instead.
 func (*ListMovesRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{48}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListMovesRequest) GetPod() string {
@@ -3352,7 +3471,7 @@ type ListMovesResponse struct {
 
 func (x *ListMovesResponse) Reset() {
 	*x = ListMovesResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[49]
+	mi := &file_podd_v1_podd_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3364,7 +3483,7 @@ func (x *ListMovesResponse) String() string {
 func (*ListMovesResponse) ProtoMessage() {}
 
 func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[49]
+	mi := &file_podd_v1_podd_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3377,7 +3496,7 @@ func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesResponse.ProtoReflect.Descriptor instead.
 func (*ListMovesResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{49}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListMovesResponse) GetMoves() []*Move {
@@ -3396,7 +3515,7 @@ type GetMoveRequest struct {
 
 func (x *GetMoveRequest) Reset() {
 	*x = GetMoveRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[50]
+	mi := &file_podd_v1_podd_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3408,7 +3527,7 @@ func (x *GetMoveRequest) String() string {
 func (*GetMoveRequest) ProtoMessage() {}
 
 func (x *GetMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[50]
+	mi := &file_podd_v1_podd_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3421,7 +3540,7 @@ func (x *GetMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMoveRequest.ProtoReflect.Descriptor instead.
 func (*GetMoveRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{50}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *GetMoveRequest) GetId() string {
@@ -3440,7 +3559,7 @@ type GetMoveResponse struct {
 
 func (x *GetMoveResponse) Reset() {
 	*x = GetMoveResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[51]
+	mi := &file_podd_v1_podd_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3452,7 +3571,7 @@ func (x *GetMoveResponse) String() string {
 func (*GetMoveResponse) ProtoMessage() {}
 
 func (x *GetMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[51]
+	mi := &file_podd_v1_podd_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3465,7 +3584,7 @@ func (x *GetMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMoveResponse.ProtoReflect.Descriptor instead.
 func (*GetMoveResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{51}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetMoveResponse) GetMove() *Move {
@@ -3493,7 +3612,7 @@ type CheckTargetRequest struct {
 
 func (x *CheckTargetRequest) Reset() {
 	*x = CheckTargetRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[52]
+	mi := &file_podd_v1_podd_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3624,7 @@ func (x *CheckTargetRequest) String() string {
 func (*CheckTargetRequest) ProtoMessage() {}
 
 func (x *CheckTargetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[52]
+	mi := &file_podd_v1_podd_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3637,7 @@ func (x *CheckTargetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckTargetRequest.ProtoReflect.Descriptor instead.
 func (*CheckTargetRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{52}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CheckTargetRequest) GetSpec() *PodSpec {
@@ -3588,7 +3707,7 @@ type MappedFile struct {
 
 func (x *MappedFile) Reset() {
 	*x = MappedFile{}
-	mi := &file_podd_v1_podd_proto_msgTypes[53]
+	mi := &file_podd_v1_podd_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3600,7 +3719,7 @@ func (x *MappedFile) String() string {
 func (*MappedFile) ProtoMessage() {}
 
 func (x *MappedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[53]
+	mi := &file_podd_v1_podd_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3613,7 +3732,7 @@ func (x *MappedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MappedFile.ProtoReflect.Descriptor instead.
 func (*MappedFile) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{53}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *MappedFile) GetPath() string {
@@ -3646,7 +3765,7 @@ type CheckTargetResponse struct {
 
 func (x *CheckTargetResponse) Reset() {
 	*x = CheckTargetResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[54]
+	mi := &file_podd_v1_podd_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3658,7 +3777,7 @@ func (x *CheckTargetResponse) String() string {
 func (*CheckTargetResponse) ProtoMessage() {}
 
 func (x *CheckTargetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[54]
+	mi := &file_podd_v1_podd_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3671,7 +3790,7 @@ func (x *CheckTargetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckTargetResponse.ProtoReflect.Descriptor instead.
 func (*CheckTargetResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{54}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CheckTargetResponse) GetBlockers() []*Blocker {
@@ -3690,7 +3809,7 @@ type HoldRequest struct {
 
 func (x *HoldRequest) Reset() {
 	*x = HoldRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[55]
+	mi := &file_podd_v1_podd_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3702,7 +3821,7 @@ func (x *HoldRequest) String() string {
 func (*HoldRequest) ProtoMessage() {}
 
 func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[55]
+	mi := &file_podd_v1_podd_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3715,7 +3834,7 @@ func (x *HoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
 func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{55}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *HoldRequest) GetMove() string {
@@ -3733,7 +3852,7 @@ type HoldResponse struct {
 
 func (x *HoldResponse) Reset() {
 	*x = HoldResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[56]
+	mi := &file_podd_v1_podd_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3745,7 +3864,7 @@ func (x *HoldResponse) String() string {
 func (*HoldResponse) ProtoMessage() {}
 
 func (x *HoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[56]
+	mi := &file_podd_v1_podd_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3758,7 +3877,7 @@ func (x *HoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
 func (*HoldResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{56}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{57}
 }
 
 var File_podd_v1_podd_proto protoreflect.FileDescriptor
@@ -3853,14 +3972,20 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\x10RemovePodRequest\x12\x10\n" +
 	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x13\n" +
-	"\x11RemovePodResponse\"K\n" +
+	"\x11RemovePodResponse\"@\n" +
+	"\x0eOutputPosition\x12\x16\n" +
+	"\x06stdout\x18\x01 \x01(\x03R\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x02 \x01(\x03R\x06stderr\"x\n" +
 	"\vLogsRequest\x12\x10\n" +
 	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x12\n" +
-	"\x04tail\x18\x03 \x01(\x03R\x04tail\">\n" +
+	"\x04tail\x18\x03 \x01(\x03R\x04tail\x12+\n" +
+	"\x04from\x18\x04 \x01(\v2\x17.podd.v1.OutputPositionR\x04from\"\x89\x01\n" +
 	"\fLogsResponse\x12\x16\n" +
 	"\x06stdout\x18\x01 \x01(\fR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x02 \x01(\fR\x06stderr\":\n" +
+	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x123\n" +
+	"\bposition\x18\x03 \x01(\v2\x17.podd.v1.OutputPositionR\bposition\x12\x14\n" +
+	"\x05moved\x18\x04 \x01(\bR\x05moved\":\n" +
 	"\n" +
 	"WindowSize\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x18\n" +
@@ -3881,30 +4006,34 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\x06window\x18\x03 \x01(\v2\x13.podd.v1.WindowSizeH\x00R\x06window\x12\"\n" +
 	"\fend_of_input\x18\x04 \x01(\bH\x00R\n" +
 	"endOfInputB\t\n" +
-	"\arequest\"\xa1\x01\n" +
+	"\arequest\"\xc8\x01\n" +
 	"\fExecResponse\x12\x1a\n" +
 	"\asession\x18\x01 \x01(\tH\x00R\asession\x12\x18\n" +
 	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x12\x1d\n" +
 	"\texit_code\x18\x04 \x01(\x05H\x00R\bexitCode\x12\x16\n" +
-	"\x05moved\x18\x05 \x01(\bH\x00R\x05movedB\n" +
+	"\x05moved\x18\x05 \x01(\bH\x00R\x05moved\x12%\n" +
+	"\x0estdin_accepted\x18\x06 \x01(\x04R\rstdinAcceptedB\n" +
 	"\n" +
-	"\bresponse\"L\n" +
+	"\bresponse\"y\n" +
 	"\vAttachStart\x12\x10\n" +
 	"\x03pod\x18\x01 \x01(\tR\x03pod\x12+\n" +
-	"\x06window\x18\x02 \x01(\v2\x13.podd.v1.WindowSizeR\x06window\"\xb3\x01\n" +
+	"\x06window\x18\x02 \x01(\v2\x13.podd.v1.WindowSizeR\x06window\x12+\n" +
+	"\x04from\x18\x03 \x01(\v2\x17.podd.v1.OutputPositionR\x04from\"\xb3\x01\n" +
 	"\rAttachRequest\x12,\n" +
 	"\x05start\x18\x01 \x01(\v2\x14.podd.v1.AttachStartH\x00R\x05start\x12\x16\n" +
 	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x12-\n" +
 	"\x06window\x18\x03 \x01(\v2\x13.podd.v1.WindowSizeH\x00R\x06window\x12\"\n" +
 	"\fend_of_input\x18\x04 \x01(\bH\x00R\n" +
 	"endOfInputB\t\n" +
-	"\arequest\"\x87\x01\n" +
+	"\arequest\"\xe3\x01\n" +
 	"\x0eAttachResponse\x12\x18\n" +
 	"\x06stdout\x18\x01 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x02 \x01(\fH\x00R\x06stderr\x12\x1d\n" +
 	"\texit_code\x18\x03 \x01(\x05H\x00R\bexitCode\x12\x16\n" +
-	"\x05moved\x18\x04 \x01(\bH\x00R\x05movedB\n" +
+	"\x05moved\x18\x04 \x01(\bH\x00R\x05moved\x123\n" +
+	"\bposition\x18\x05 \x01(\v2\x17.podd.v1.OutputPositionR\bposition\x12%\n" +
+	"\x0estdin_accepted\x18\x06 \x01(\x04R\rstdinAcceptedB\n" +
 	"\n" +
 	"\bresponse\"\xae\x01\n" +
 	"\x05Image\x12\x12\n" +
@@ -4074,7 +4203,7 @@ func file_podd_v1_podd_proto_rawDescGZIP() []byte {
 	return file_podd_v1_podd_proto_rawDescData
 }
 
-var file_podd_v1_podd_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_podd_v1_podd_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_podd_v1_podd_proto_goTypes = []any{
 	(*Volume)(nil),                // 0: podd.v1.Volume
 	(*PodSpec)(nil),               // 1: podd.v1.PodSpec
@@ -4095,136 +4224,141 @@ var file_podd_v1_podd_proto_goTypes = []any{
 	(*KillPodResponse)(nil),       // 16: podd.v1.KillPodResponse
 	(*RemovePodRequest)(nil),      // 17: podd.v1.RemovePodRequest
 	(*RemovePodResponse)(nil),     // 18: podd.v1.RemovePodResponse
-	(*LogsRequest)(nil),           // 19: podd.v1.LogsRequest
-	(*LogsResponse)(nil),          // 20: podd.v1.LogsResponse
-	(*WindowSize)(nil),            // 21: podd.v1.WindowSize
-	(*ExecStart)(nil),             // 22: podd.v1.ExecStart
-	(*ExecRequest)(nil),           // 23: podd.v1.ExecRequest
-	(*ExecResponse)(nil),          // 24: podd.v1.ExecResponse
-	(*AttachStart)(nil),           // 25: podd.v1.AttachStart
-	(*AttachRequest)(nil),         // 26: podd.v1.AttachRequest
-	(*AttachResponse)(nil),        // 27: podd.v1.AttachResponse
-	(*Image)(nil),                 // 28: podd.v1.Image
-	(*ImportImageHeader)(nil),     // 29: podd.v1.ImportImageHeader
-	(*ImportImageRequest)(nil),    // 30: podd.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),   // 31: podd.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),     // 32: podd.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 33: podd.v1.ListImagesResponse
-	(*RemoveImageRequest)(nil),    // 34: podd.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 35: podd.v1.RemoveImageResponse
-	(*ListHostsRequest)(nil),      // 36: podd.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 37: podd.v1.ListHostsResponse
-	(*GetVersionRequest)(nil),     // 38: podd.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),    // 39: podd.v1.GetVersionResponse
-	(*Blocker)(nil),               // 40: podd.v1.Blocker
-	(*StageTime)(nil),             // 41: podd.v1.StageTime
-	(*Receipt)(nil),               // 42: podd.v1.Receipt
-	(*Move)(nil),                  // 43: podd.v1.Move
-	(*CheckMoveRequest)(nil),      // 44: podd.v1.CheckMoveRequest
-	(*CheckMoveResponse)(nil),     // 45: podd.v1.CheckMoveResponse
-	(*MovePodRequest)(nil),        // 46: podd.v1.MovePodRequest
-	(*MovePodResponse)(nil),       // 47: podd.v1.MovePodResponse
-	(*ListMovesRequest)(nil),      // 48: podd.v1.ListMovesRequest
-	(*ListMovesResponse)(nil),     // 49: podd.v1.ListMovesResponse
-	(*GetMoveRequest)(nil),        // 50: podd.v1.GetMoveRequest
-	(*GetMoveResponse)(nil),       // 51: podd.v1.GetMoveResponse
-	(*CheckTargetRequest)(nil),    // 52: podd.v1.CheckTargetRequest
-	(*MappedFile)(nil),            // 53: podd.v1.MappedFile
-	(*CheckTargetResponse)(nil),   // 54: podd.v1.CheckTargetResponse
-	(*HoldRequest)(nil),           // 55: podd.v1.HoldRequest
-	(*HoldResponse)(nil),          // 56: podd.v1.HoldResponse
-	(*timestamppb.Timestamp)(nil), // 57: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 58: google.protobuf.Duration
+	(*OutputPosition)(nil),        // 19: podd.v1.OutputPosition
+	(*LogsRequest)(nil),           // 20: podd.v1.LogsRequest
+	(*LogsResponse)(nil),          // 21: podd.v1.LogsResponse
+	(*WindowSize)(nil),            // 22: podd.v1.WindowSize
+	(*ExecStart)(nil),             // 23: podd.v1.ExecStart
+	(*ExecRequest)(nil),           // 24: podd.v1.ExecRequest
+	(*ExecResponse)(nil),          // 25: podd.v1.ExecResponse
+	(*AttachStart)(nil),           // 26: podd.v1.AttachStart
+	(*AttachRequest)(nil),         // 27: podd.v1.AttachRequest
+	(*AttachResponse)(nil),        // 28: podd.v1.AttachResponse
+	(*Image)(nil),                 // 29: podd.v1.Image
+	(*ImportImageHeader)(nil),     // 30: podd.v1.ImportImageHeader
+	(*ImportImageRequest)(nil),    // 31: podd.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),   // 32: podd.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),     // 33: podd.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 34: podd.v1.ListImagesResponse
+	(*RemoveImageRequest)(nil),    // 35: podd.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 36: podd.v1.RemoveImageResponse
+	(*ListHostsRequest)(nil),      // 37: podd.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),     // 38: podd.v1.ListHostsResponse
+	(*GetVersionRequest)(nil),     // 39: podd.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),    // 40: podd.v1.GetVersionResponse
+	(*Blocker)(nil),               // 41: podd.v1.Blocker
+	(*StageTime)(nil),             // 42: podd.v1.StageTime
+	(*Receipt)(nil),               // 43: podd.v1.Receipt
+	(*Move)(nil),                  // 44: podd.v1.Move
+	(*CheckMoveRequest)(nil),      // 45: podd.v1.CheckMoveRequest
+	(*CheckMoveResponse)(nil),     // 46: podd.v1.CheckMoveResponse
+	(*MovePodRequest)(nil),        // 47: podd.v1.MovePodRequest
+	(*MovePodResponse)(nil),       // 48: podd.v1.MovePodResponse
+	(*ListMovesRequest)(nil),      // 49: podd.v1.ListMovesRequest
+	(*ListMovesResponse)(nil),     // 50: podd.v1.ListMovesResponse
+	(*GetMoveRequest)(nil),        // 51: podd.v1.GetMoveRequest
+	(*GetMoveResponse)(nil),       // 52: podd.v1.GetMoveResponse
+	(*CheckTargetRequest)(nil),    // 53: podd.v1.CheckTargetRequest
+	(*MappedFile)(nil),            // 54: podd.v1.MappedFile
+	(*CheckTargetResponse)(nil),   // 55: podd.v1.CheckTargetResponse
+	(*HoldRequest)(nil),           // 56: podd.v1.HoldRequest
+	(*HoldResponse)(nil),          // 57: podd.v1.HoldResponse
+	(*timestamppb.Timestamp)(nil), // 58: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 59: google.protobuf.Duration
 }
 var file_podd_v1_podd_proto_depIdxs = []int32{
 	0,  // 0: podd.v1.PodSpec.volumes:type_name -> podd.v1.Volume
 	1,  // 1: podd.v1.Pod.spec:type_name -> podd.v1.PodSpec
 	2,  // 2: podd.v1.Pod.binding:type_name -> podd.v1.Binding
-	57, // 3: podd.v1.Pod.created_at:type_name -> google.protobuf.Timestamp
-	57, // 4: podd.v1.Pod.started_at:type_name -> google.protobuf.Timestamp
-	57, // 5: podd.v1.Pod.stopped_at:type_name -> google.protobuf.Timestamp
-	57, // 6: podd.v1.Host.started_at:type_name -> google.protobuf.Timestamp
+	58, // 3: podd.v1.Pod.created_at:type_name -> google.protobuf.Timestamp
+	58, // 4: podd.v1.Pod.started_at:type_name -> google.protobuf.Timestamp
+	58, // 5: podd.v1.Pod.stopped_at:type_name -> google.protobuf.Timestamp
+	58, // 6: podd.v1.Host.started_at:type_name -> google.protobuf.Timestamp
 	1,  // 7: podd.v1.CreatePodRequest.spec:type_name -> podd.v1.PodSpec
 	3,  // 8: podd.v1.CreatePodResponse.pod:type_name -> podd.v1.Pod
 	3,  // 9: podd.v1.ListPodsResponse.pods:type_name -> podd.v1.Pod
 	3,  // 10: podd.v1.GetPodResponse.pod:type_name -> podd.v1.Pod
-	58, // 11: podd.v1.StopPodRequest.timeout:type_name -> google.protobuf.Duration
-	21, // 12: podd.v1.ExecStart.window:type_name -> podd.v1.WindowSize
-	22, // 13: podd.v1.ExecRequest.start:type_name -> podd.v1.ExecStart
-	21, // 14: podd.v1.ExecRequest.window:type_name -> podd.v1.WindowSize
-	21, // 15: podd.v1.AttachStart.window:type_name -> podd.v1.WindowSize
-	25, // 16: podd.v1.AttachRequest.start:type_name -> podd.v1.AttachStart
-	21, // 17: podd.v1.AttachRequest.window:type_name -> podd.v1.WindowSize
-	57, // 18: podd.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	29, // 19: podd.v1.ImportImageRequest.header:type_name -> podd.v1.ImportImageHeader
-	28, // 20: podd.v1.ImportImageResponse.image:type_name -> podd.v1.Image
-	28, // 21: podd.v1.ListImagesResponse.images:type_name -> podd.v1.Image
-	4,  // 22: podd.v1.ListHostsResponse.hosts:type_name -> podd.v1.Host
-	58, // 23: podd.v1.StageTime.duration:type_name -> google.protobuf.Duration
-	41, // 24: podd.v1.Receipt.stages:type_name -> podd.v1.StageTime
-	58, // 25: podd.v1.Receipt.freeze:type_name -> google.protobuf.Duration
-	58, // 26: podd.v1.Receipt.excision:type_name -> google.protobuf.Duration
-	58, // 27: podd.v1.Receipt.insertion:type_name -> google.protobuf.Duration
-	58, // 28: podd.v1.Receipt.total:type_name -> google.protobuf.Duration
-	57, // 29: podd.v1.Move.started_at:type_name -> google.protobuf.Timestamp
-	57, // 30: podd.v1.Move.ended_at:type_name -> google.protobuf.Timestamp
-	42, // 31: podd.v1.Move.receipt:type_name -> podd.v1.Receipt
-	2,  // 32: podd.v1.Move.next:type_name -> podd.v1.Binding
-	40, // 33: podd.v1.CheckMoveResponse.blockers:type_name -> podd.v1.Blocker
-	58, // 34: podd.v1.MovePodResponse.elapsed:type_name -> google.protobuf.Duration
-	43, // 35: podd.v1.MovePodResponse.move:type_name -> podd.v1.Move
-	43, // 36: podd.v1.ListMovesResponse.moves:type_name -> podd.v1.Move
-	43, // 37: podd.v1.GetMoveResponse.move:type_name -> podd.v1.Move
-	1,  // 38: podd.v1.CheckTargetRequest.spec:type_name -> podd.v1.PodSpec
-	53, // 39: podd.v1.CheckTargetRequest.mapped_files:type_name -> podd.v1.MappedFile
-	40, // 40: podd.v1.CheckTargetResponse.blockers:type_name -> podd.v1.Blocker
-	5,  // 41: podd.v1.PodService.CreatePod:input_type -> podd.v1.CreatePodRequest
-	7,  // 42: podd.v1.PodService.ListPods:input_type -> podd.v1.ListPodsRequest
-	9,  // 43: podd.v1.PodService.GetPod:input_type -> podd.v1.GetPodRequest
-	11, // 44: podd.v1.PodService.WaitPod:input_type -> podd.v1.WaitPodRequest
-	13, // 45: podd.v1.PodService.StopPod:input_type -> podd.v1.StopPodRequest
-	15, // 46: podd.v1.PodService.KillPod:input_type -> podd.v1.KillPodRequest
-	17, // 47: podd.v1.PodService.RemovePod:input_type -> podd.v1.RemovePodRequest
-	19, // 48: podd.v1.PodService.Logs:input_type -> podd.v1.LogsRequest
-	23, // 49: podd.v1.PodService.Exec:input_type -> podd.v1.ExecRequest
-	26, // 50: podd.v1.PodService.Attach:input_type -> podd.v1.AttachRequest
-	30, // 51: podd.v1.ImageService.ImportImage:input_type -> podd.v1.ImportImageRequest
-	32, // 52: podd.v1.ImageService.ListImages:input_type -> podd.v1.ListImagesRequest
-	34, // 53: podd.v1.ImageService.RemoveImage:input_type -> podd.v1.RemoveImageRequest
-	36, // 54: podd.v1.HostService.ListHosts:input_type -> podd.v1.ListHostsRequest
-	38, // 55: podd.v1.HostService.GetVersion:input_type -> podd.v1.GetVersionRequest
-	44, // 56: podd.v1.MoveService.CheckMove:input_type -> podd.v1.CheckMoveRequest
-	46, // 57: podd.v1.MoveService.MovePod:input_type -> podd.v1.MovePodRequest
-	48, // 58: podd.v1.MoveService.ListMoves:input_type -> podd.v1.ListMovesRequest
-	50, // 59: podd.v1.MoveService.GetMove:input_type -> podd.v1.GetMoveRequest
-	52, // 60: podd.v1.TargetService.CheckTarget:input_type -> podd.v1.CheckTargetRequest
-	55, // 61: podd.v1.ProxyService.Hold:input_type -> podd.v1.HoldRequest
-	6,  // 62: podd.v1.PodService.CreatePod:output_type -> podd.v1.CreatePodResponse
-	8,  // 63: podd.v1.PodService.ListPods:output_type -> podd.v1.ListPodsResponse
-	10, // 64: podd.v1.PodService.GetPod:output_type -> podd.v1.GetPodResponse
-	12, // 65: podd.v1.PodService.WaitPod:output_type -> podd.v1.WaitPodResponse
-	14, // 66: podd.v1.PodService.StopPod:output_type -> podd.v1.StopPodResponse
-	16, // 67: podd.v1.PodService.KillPod:output_type -> podd.v1.KillPodResponse
-	18, // 68: podd.v1.PodService.RemovePod:output_type -> podd.v1.RemovePodResponse
-	20, // 69: podd.v1.PodService.Logs:output_type -> podd.v1.LogsResponse
-	24, // 70: podd.v1.PodService.Exec:output_type -> podd.v1.ExecResponse
-	27, // 71: podd.v1.PodService.Attach:output_type -> podd.v1.AttachResponse
-	31, // 72: podd.v1.ImageService.ImportImage:output_type -> podd.v1.ImportImageResponse
-	33, // 73: podd.v1.ImageService.ListImages:output_type -> podd.v1.ListImagesResponse
-	35, // 74: podd.v1.ImageService.RemoveImage:output_type -> podd.v1.RemoveImageResponse
-	37, // 75: podd.v1.HostService.ListHosts:output_type -> podd.v1.ListHostsResponse
-	39, // 76: podd.v1.HostService.GetVersion:output_type -> podd.v1.GetVersionResponse
-	45, // 77: podd.v1.MoveService.CheckMove:output_type -> podd.v1.CheckMoveResponse
-	47, // 78: podd.v1.MoveService.MovePod:output_type -> podd.v1.MovePodResponse
-	49, // 79: podd.v1.MoveService.ListMoves:output_type -> podd.v1.ListMovesResponse
-	51, // 80: podd.v1.MoveService.GetMove:output_type -> podd.v1.GetMoveResponse
-	54, // 81: podd.v1.TargetService.CheckTarget:output_type -> podd.v1.CheckTargetResponse
-	56, // 82: podd.v1.ProxyService.Hold:output_type -> podd.v1.HoldResponse
-	62, // [62:83] is the sub-list for method output_type
-	41, // [41:62] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	59, // 11: podd.v1.StopPodRequest.timeout:type_name -> google.protobuf.Duration
+	19, // 12: podd.v1.LogsRequest.from:type_name -> podd.v1.OutputPosition
+	19, // 13: podd.v1.LogsResponse.position:type_name -> podd.v1.OutputPosition
+	22, // 14: podd.v1.ExecStart.window:type_name -> podd.v1.WindowSize
+	23, // 15: podd.v1.ExecRequest.start:type_name -> podd.v1.ExecStart
+	22, // 16: podd.v1.ExecRequest.window:type_name -> podd.v1.WindowSize
+	22, // 17: podd.v1.AttachStart.window:type_name -> podd.v1.WindowSize
+	19, // 18: podd.v1.AttachStart.from:type_name -> podd.v1.OutputPosition
+	26, // 19: podd.v1.AttachRequest.start:type_name -> podd.v1.AttachStart
+	22, // 20: podd.v1.AttachRequest.window:type_name -> podd.v1.WindowSize
+	19, // 21: podd.v1.AttachResponse.position:type_name -> podd.v1.OutputPosition
+	58, // 22: podd.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	30, // 23: podd.v1.ImportImageRequest.header:type_name -> podd.v1.ImportImageHeader
+	29, // 24: podd.v1.ImportImageResponse.image:type_name -> podd.v1.Image
+	29, // 25: podd.v1.ListImagesResponse.images:type_name -> podd.v1.Image
+	4,  // 26: podd.v1.ListHostsResponse.hosts:type_name -> podd.v1.Host
+	59, // 27: podd.v1.StageTime.duration:type_name -> google.protobuf.Duration
+	42, // 28: podd.v1.Receipt.stages:type_name -> podd.v1.StageTime
+	59, // 29: podd.v1.Receipt.freeze:type_name -> google.protobuf.Duration
+	59, // 30: podd.v1.Receipt.excision:type_name -> google.protobuf.Duration
+	59, // 31: podd.v1.Receipt.insertion:type_name -> google.protobuf.Duration
+	59, // 32: podd.v1.Receipt.total:type_name -> google.protobuf.Duration
+	58, // 33: podd.v1.Move.started_at:type_name -> google.protobuf.Timestamp
+	58, // 34: podd.v1.Move.ended_at:type_name -> google.protobuf.Timestamp
+	43, // 35: podd.v1.Move.receipt:type_name -> podd.v1.Receipt
+	2,  // 36: podd.v1.Move.next:type_name -> podd.v1.Binding
+	41, // 37: podd.v1.CheckMoveResponse.blockers:type_name -> podd.v1.Blocker
+	59, // 38: podd.v1.MovePodResponse.elapsed:type_name -> google.protobuf.Duration
+	44, // 39: podd.v1.MovePodResponse.move:type_name -> podd.v1.Move
+	44, // 40: podd.v1.ListMovesResponse.moves:type_name -> podd.v1.Move
+	44, // 41: podd.v1.GetMoveResponse.move:type_name -> podd.v1.Move
+	1,  // 42: podd.v1.CheckTargetRequest.spec:type_name -> podd.v1.PodSpec
+	54, // 43: podd.v1.CheckTargetRequest.mapped_files:type_name -> podd.v1.MappedFile
+	41, // 44: podd.v1.CheckTargetResponse.blockers:type_name -> podd.v1.Blocker
+	5,  // 45: podd.v1.PodService.CreatePod:input_type -> podd.v1.CreatePodRequest
+	7,  // 46: podd.v1.PodService.ListPods:input_type -> podd.v1.ListPodsRequest
+	9,  // 47: podd.v1.PodService.GetPod:input_type -> podd.v1.GetPodRequest
+	11, // 48: podd.v1.PodService.WaitPod:input_type -> podd.v1.WaitPodRequest
+	13, // 49: podd.v1.PodService.StopPod:input_type -> podd.v1.StopPodRequest
+	15, // 50: podd.v1.PodService.KillPod:input_type -> podd.v1.KillPodRequest
+	17, // 51: podd.v1.PodService.RemovePod:input_type -> podd.v1.RemovePodRequest
+	20, // 52: podd.v1.PodService.Logs:input_type -> podd.v1.LogsRequest
+	24, // 53: podd.v1.PodService.Exec:input_type -> podd.v1.ExecRequest
+	27, // 54: podd.v1.PodService.Attach:input_type -> podd.v1.AttachRequest
+	31, // 55: podd.v1.ImageService.ImportImage:input_type -> podd.v1.ImportImageRequest
+	33, // 56: podd.v1.ImageService.ListImages:input_type -> podd.v1.ListImagesRequest
+	35, // 57: podd.v1.ImageService.RemoveImage:input_type -> podd.v1.RemoveImageRequest
+	37, // 58: podd.v1.HostService.ListHosts:input_type -> podd.v1.ListHostsRequest
+	39, // 59: podd.v1.HostService.GetVersion:input_type -> podd.v1.GetVersionRequest
+	45, // 60: podd.v1.MoveService.CheckMove:input_type -> podd.v1.CheckMoveRequest
+	47, // 61: podd.v1.MoveService.MovePod:input_type -> podd.v1.MovePodRequest
+	49, // 62: podd.v1.MoveService.ListMoves:input_type -> podd.v1.ListMovesRequest
+	51, // 63: podd.v1.MoveService.GetMove:input_type -> podd.v1.GetMoveRequest
+	53, // 64: podd.v1.TargetService.CheckTarget:input_type -> podd.v1.CheckTargetRequest
+	56, // 65: podd.v1.ProxyService.Hold:input_type -> podd.v1.HoldRequest
+	6,  // 66: podd.v1.PodService.CreatePod:output_type -> podd.v1.CreatePodResponse
+	8,  // 67: podd.v1.PodService.ListPods:output_type -> podd.v1.ListPodsResponse
+	10, // 68: podd.v1.PodService.GetPod:output_type -> podd.v1.GetPodResponse
+	12, // 69: podd.v1.PodService.WaitPod:output_type -> podd.v1.WaitPodResponse
+	14, // 70: podd.v1.PodService.StopPod:output_type -> podd.v1.StopPodResponse
+	16, // 71: podd.v1.PodService.KillPod:output_type -> podd.v1.KillPodResponse
+	18, // 72: podd.v1.PodService.RemovePod:output_type -> podd.v1.RemovePodResponse
+	21, // 73: podd.v1.PodService.Logs:output_type -> podd.v1.LogsResponse
+	25, // 74: podd.v1.PodService.Exec:output_type -> podd.v1.ExecResponse
+	28, // 75: podd.v1.PodService.Attach:output_type -> podd.v1.AttachResponse
+	32, // 76: podd.v1.ImageService.ImportImage:output_type -> podd.v1.ImportImageResponse
+	34, // 77: podd.v1.ImageService.ListImages:output_type -> podd.v1.ListImagesResponse
+	36, // 78: podd.v1.ImageService.RemoveImage:output_type -> podd.v1.RemoveImageResponse
+	38, // 79: podd.v1.HostService.ListHosts:output_type -> podd.v1.ListHostsResponse
+	40, // 80: podd.v1.HostService.GetVersion:output_type -> podd.v1.GetVersionResponse
+	46, // 81: podd.v1.MoveService.CheckMove:output_type -> podd.v1.CheckMoveResponse
+	48, // 82: podd.v1.MoveService.MovePod:output_type -> podd.v1.MovePodResponse
+	50, // 83: podd.v1.MoveService.ListMoves:output_type -> podd.v1.ListMovesResponse
+	52, // 84: podd.v1.MoveService.GetMove:output_type -> podd.v1.GetMoveResponse
+	55, // 85: podd.v1.TargetService.CheckTarget:output_type -> podd.v1.CheckTargetResponse
+	57, // 86: podd.v1.ProxyService.Hold:output_type -> podd.v1.HoldResponse
+	66, // [66:87] is the sub-list for method output_type
+	45, // [45:66] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_podd_v1_podd_proto_init() }
@@ -4232,32 +4366,32 @@ func file_podd_v1_podd_proto_init() {
 	if File_podd_v1_podd_proto != nil {
 		return
 	}
-	file_podd_v1_podd_proto_msgTypes[23].OneofWrappers = []any{
+	file_podd_v1_podd_proto_msgTypes[24].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_Window)(nil),
 		(*ExecRequest_EndOfInput)(nil),
 	}
-	file_podd_v1_podd_proto_msgTypes[24].OneofWrappers = []any{
+	file_podd_v1_podd_proto_msgTypes[25].OneofWrappers = []any{
 		(*ExecResponse_Session)(nil),
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_ExitCode)(nil),
 		(*ExecResponse_Moved)(nil),
 	}
-	file_podd_v1_podd_proto_msgTypes[26].OneofWrappers = []any{
+	file_podd_v1_podd_proto_msgTypes[27].OneofWrappers = []any{
 		(*AttachRequest_Start)(nil),
 		(*AttachRequest_Stdin)(nil),
 		(*AttachRequest_Window)(nil),
 		(*AttachRequest_EndOfInput)(nil),
 	}
-	file_podd_v1_podd_proto_msgTypes[27].OneofWrappers = []any{
+	file_podd_v1_podd_proto_msgTypes[28].OneofWrappers = []any{
 		(*AttachResponse_Stdout)(nil),
 		(*AttachResponse_Stderr)(nil),
 		(*AttachResponse_ExitCode)(nil),
 		(*AttachResponse_Moved)(nil),
 	}
-	file_podd_v1_podd_proto_msgTypes[30].OneofWrappers = []any{
+	file_podd_v1_podd_proto_msgTypes[31].OneofWrappers = []any{
 		(*ImportImageRequest_Header)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
@@ -4267,7 +4401,7 @@ func file_podd_v1_podd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_podd_v1_podd_proto_rawDesc), len(file_podd_v1_podd_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   57,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   6,
 		},

@@ -635,7 +635,8 @@ type MoveServiceClient interface {
 	// CheckMove runs preflight at both ends and changes nothing.
 	CheckMove(context.Context, *connect.Request[v1.CheckMoveRequest]) (*connect.Response[v1.CheckMoveResponse], error)
 	// MovePod moves a pod and reports every stage. The last event holds the
-	// finished move.
+	// finished move, also when it was aborted. The move goes on when the caller
+	// goes away: GetMove then tells how it stands.
 	MovePod(context.Context, *connect.Request[v1.MovePodRequest]) (*connect.ServerStreamForClient[v1.MovePodResponse], error)
 	// ListMoves lists moves, of one pod or all, newest first.
 	ListMoves(context.Context, *connect.Request[v1.ListMovesRequest]) (*connect.Response[v1.ListMovesResponse], error)
@@ -713,7 +714,8 @@ type MoveServiceHandler interface {
 	// CheckMove runs preflight at both ends and changes nothing.
 	CheckMove(context.Context, *connect.Request[v1.CheckMoveRequest]) (*connect.Response[v1.CheckMoveResponse], error)
 	// MovePod moves a pod and reports every stage. The last event holds the
-	// finished move.
+	// finished move, also when it was aborted. The move goes on when the caller
+	// goes away: GetMove then tells how it stands.
 	MovePod(context.Context, *connect.Request[v1.MovePodRequest], *connect.ServerStream[v1.MovePodResponse]) error
 	// ListMoves lists moves, of one pod or all, newest first.
 	ListMoves(context.Context, *connect.Request[v1.ListMovesRequest]) (*connect.Response[v1.ListMovesResponse], error)
