@@ -5,7 +5,7 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 
 # libcontainer makes pods' system call filters with libseccomp, by this tag and cgo.
 tags := "seccomp"
-version := `git describe --tags --always --dirty 2>/dev/null || echo unknown`
+version := `git describe --tags --always --dirty 2>/dev/null || echo devel`
 ldflags := "-X podd/version.number=" + version
 staticcheck := "honnef.co/go/tools/cmd/staticcheck@v0.8.2"
 
@@ -48,6 +48,12 @@ test-e2e *args: build
 demo *args: build
     {{sudo}} bin/podctl demo {{args}}
 
+# Install what was built, and the systemd units, on this machine
+install prefix="/usr/local": build
+    {{sudo}} install -D -t '{{prefix}}/bin' bin/podd bin/podproxy bin/podctl bin/podinit
+    sed 's|/usr/local/bin|{{prefix}}/bin|' packaging/systemd/podd.service | {{sudo}} install -D -m 644 /dev/stdin /etc/systemd/system/podd.service
+    sed 's|/usr/local/bin|{{prefix}}/bin|' packaging/systemd/podproxy.service | {{sudo}} install -D -m 644 /dev/stdin /etc/systemd/system/podproxy.service
+
 # Measure moves; the numbers are explained in the documentation
 bench *args: build
     go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -run '^$' -bench . -exec '{{sudo}}' ./e2e/... {{args}}
@@ -56,13 +62,17 @@ bench *args: build
 lint:
     hack/lint.sh '{{tags}}' '{{staticcheck}}'
 
-# Format Go and the generated code's sources
+# Format the Go code
 fmt:
     gofmt -l -w $(git ls-files --cached --others --exclude-standard '*.go')
 
 # Regenerate the protobuf and Connect code (the result is committed)
 generate:
-    go generate ./...
+    protoc -I api --go_out=api --go_opt=paths=source_relative \
+        --connect-go_out=api --connect-go_opt=paths=source_relative \
+        --plugin=protoc-gen-go="$(go tool -n protoc-gen-go)" \
+        --plugin=protoc-gen-connect-go="$(go tool -n protoc-gen-connect-go)" \
+        $(cd api && find . -name '*.proto' -printf '%P\n' | sort)
 
 # Remove what was built
 clean:
