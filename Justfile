@@ -10,7 +10,7 @@ ldflags := "-X podd/version.number=" + version
 staticcheck := "honnef.co/go/tools/cmd/staticcheck@v0.8.2"
 
 # Tests and programs that need root get it from sudo where the caller is an ordinary user.
-sudo := if `id -u` == "0" { "" } else { "sudo --preserve-env=PATH" }
+sudo := if `id -u` == "0" { "" } else { "sudo env PATH=" + env("PATH") }
 # And unit tests get an ordinary user where the caller is root.
 unprivileged := justfile_directory() / "hack/as-nobody.sh"
 
