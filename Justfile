@@ -37,8 +37,9 @@ test-unit *packages="./...":
     go test -race -tags '{{tags}}' -exec '{{unprivileged}}' {{packages}}
 
 # Tests that need root, CRIU and namespaces, one package at a time
-test-root *packages="./...": podinit
-    go test -race -tags '{{tags}},root' -p 1 -exec '{{sudo}}' {{packages}}
+test-root *packages: podinit
+    go test -race -tags '{{tags}},root' -p 1 -exec '{{sudo}}' \
+        {{ if packages == "" { "$(grep -rl --include='*_test.go' '^//go:build root' . | xargs -r dirname | sort -u)" } else { packages } }}
 
 # End-to-end tests: real programs moved between hosts of a lab
 test-e2e *args: build
