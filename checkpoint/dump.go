@@ -1,0 +1,456 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// DumpHooks are what the caller does to the pod at the right moment of a dump.
+// All must be given, and all must bear being called again.
+type DumpHooks struct {
+	// Freeze stops all processes of the pod and returns when they are
+	// stopped. It is called when CRIU is about to seize them, and again
+	// when everything is dumped.
+	Freeze func(ctx context.Context) error
+	// Thaw undoes Freeze.
+	Thaw func() error
+	// Block stops the pod's packets in both directions, silently. The pod
+	// is frozen when it is called. Loopback must stay usable.
+	Block func() error
+	// Unblock undoes Block. It is not called after a commit: the caller
+	// keeps the network blocked until the namespace is gone.
+	Unblock func() error
+}
+
+// DumpOptions say what to dump and where to.
+type DumpOptions struct {
+	// PID is the pod's init, as this process sees it.
+	PID int
+	// NetNS is the path of the pod's network namespace; empty means that of
+	// PID. CRIU runs in it, so that it does not dump the namespace itself.
+	NetNS string
+	// ImagesDir receives the image files, WorkDir CRIU's log. Both must
+	// exist; the images are best kept on a tmpfs.
+	ImagesDir, WorkDir string
+	// Pages receives the page stream; nil keeps the pages in ImagesDir. Its
+	// Write must return when the context given to Run is done. If it has
+	// SetWriteDeadline, as a net.Conn has, Run sees to that; it can't be
+	// written to after Run failed then.
+	Pages io.Writer
+	// ExternalMounts names the mounts of the pod whose content is not part of
+	// the image: from the mount point in the pod to a key, by which
+	// RestoreOptions.ExternalMounts finds it.
+	ExternalMounts map[string]string
+	// FreezeCgroup is the directory of the cgroup that Hooks.Freeze
+	// freezes (Freezer.Dir).
+	FreezeCgroup string
+	Hooks        DumpHooks
+	// Log overrides the engine's.
+	Log *slog.Logger
+}
+
+// DumpResult is what a dump measured.
+type DumpResult struct {
+	// FrozenAt is when the freeze began: no process of the pod runs from
+	// about then on.
+	FrozenAt time.Time
+	// Freeze is how long freezing took, Dump how long everything from
+	// FrozenAt to the hold.
+	Freeze, Dump time.Duration
+	// Pages is zero when DumpOptions.Pages was nil.
+	Pages PageStats
+	// Processes is the number of processes, Connections that of TCP
+	// connections, established or half-closed.
+	Processes, Connections int
+}
+
+// Dump is one dump. Run, then Commit or Abort; without Run only Abort.
+type Dump struct {
+	engine  *Engine
+	log     *slog.Logger
+	options DumpOptions
+	op      *operation
+	worker  *worker
+	// initFD is a pidfd of the pod's init, so that it can be killed without
+	// the risk of hitting another process.
+	initFD *os.File
+	// pages is our end of CRIU's page socket.
+	pages *net.UnixConn
+
+	mu    sync.Mutex
+	state dumpState
+	// What was asked of the hooks and so must be undone.
+	froze, blocked bool
+}
+
+type dumpState int
+
+const (
+	dumpPrepared dumpState = iota
+	dumpHeld
+	dumpOver
+)
+
+// ErrState means that a method was called that the dump or restore is not
+// ready for, such as Commit without a hold.
+var ErrState = errors.New("not possible in this state")
+
+// PrepareDump starts CRIU for a dump. The pod is not touched.
+func (e *Engine) PrepareDump(ctx context.Context, options DumpOptions) (*Dump, error) {
+	d := &Dump{engine: e, options: options, log: options.Log}
+	if d.log == nil {
+		d.log = e.log
+	}
+	if d.options.NetNS == "" {
+		d.options.NetNS = fmt.Sprintf("/proc/%d/ns/net", options.PID)
+	}
+	if err := d.prepare(ctx); err != nil {
+		d.release()
+		return nil, fmt.Errorf("preparing the dump: %w", err)
+	}
+	return d, nil
+}
+
+func (d *Dump) prepare(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if h := d.options.Hooks; h.Freeze == nil || h.Thaw == nil || h.Block == nil || h.Unblock == nil {
+		return errors.New("a hook is missing")
+	}
+	fd, err := unix.PidfdOpen(d.options.PID, 0)
+	if err != nil {
+		return fmt.Errorf("finding process %d: %w", d.options.PID, err)
+	}
+	d.initFD = os.NewFile(uintptr(fd), "pidfd")
+	if d.op, err = openOperation(d.options.ImagesDir, d.options.WorkDir); err != nil {
+		return err
+	}
+	output, err := d.op.output()
+	if err != nil {
+		return err
+	}
+	defer output.Close()
+	wo := workerOptions{netNS: d.options.NetNS, output: output}
+	if d.options.Pages != nil {
+		ours, theirs, err := socketPair(unix.SOCK_STREAM)
+		if err != nil {
+			return err
+		}
+		defer theirs.Close()
+		d.pages = ours
+		wo.files = []*os.File{theirs}
+	}
+	d.worker, err = d.engine.startWorker(wo)
+	return err
+}
+
+// release ends CRIU and closes everything.
+func (d *Dump) release() {
+	if d.pages != nil {
+		d.pages.Close()
+	}
+	if d.worker != nil {
+		d.worker.stop()
+	}
+	if d.op != nil {
+		if err := d.op.close(); err != nil {
+			d.log.Warn("closing image directories failed", "error", err)
+		}
+	}
+	if d.initFD != nil {
+		d.initFD.Close()
+	}
+}
+
+// Exited is closed when CRIU has ended. During a hold that means that
+// something killed it: the pod is still frozen, Abort and Commit still work.
+func (d *Dump) Exited() <-chan struct{} { return d.worker.exited }
+
+// Run dumps the pod and returns at the hold: the image is complete, the page
+// stream sent, the pod frozen, its network blocked. On an error, which ctx may
+// cause at any time, the pod runs again as if nothing had happened and the
+// Dump is over. The error contains a *CRIUError if CRIU was the one to fail.
+func (d *Dump) Run(ctx context.Context) (*DumpResult, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state != dumpPrepared {
+		return nil, fmt.Errorf("running the dump: %w", ErrState)
+	}
+	opts, err := d.criuOptions()
+	if err != nil {
+		return nil, d.fail(err)
+	}
+	pages := d.startPages(ctx)
+	result, err := d.run(ctx, opts, pages)
+	if err != nil {
+		err = d.fail(err)
+		if pages != nil {
+			// The socket is closed; what may still wait is the writer.
+			d.interruptPages()
+			if r := <-pages; errors.Is(r.err, errSendPages) && ctx.Err() == nil {
+				// That is why CRIU failed.
+				err = errors.Join(r.err, err)
+			}
+		}
+		return nil, fmt.Errorf("dumping the pod: %w", err)
+	}
+	d.state = dumpHeld
+	return result, nil
+}
+
+func (d *Dump) criuOptions() (*rpc.CriuOpts, error) {
+	opts, err := d.op.options(d.engine, dumpLog)
+	if err != nil {
+		return nil, err
+	}
+	opts.Pid = proto.Int32(int32(d.options.PID))
+	if d.options.FreezeCgroup != "" {
+		opts.FreezeCgroup = proto.String(d.options.FreezeCgroup)
+	}
+	for mountPoint, key := range d.options.ExternalMounts {
+		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", mountPoint, key))
+	}
+	if d.pages != nil {
+		opts.Ps = &rpc.CriuPageServerInfo{Fd: proto.Int32(firstWorkerFile)}
+	}
+	return opts, nil
+}
+
+type pagesResult struct {
+	stats PageStats
+	err   error
+}
+
+// startPages serves CRIU's page socket until the end of the stream. The
+// result comes once; nil means that pages are not streamed.
+func (d *Dump) startPages(ctx context.Context) chan pagesResult {
+	if d.pages == nil {
+		return nil
+	}
+	header := headerSize
+	if d.engine.version < 40200 {
+		header = headerSizeOld
+	}
+	done := make(chan pagesResult, 1)
+	stop := context.AfterFunc(ctx, d.interruptPages)
+	go func() {
+		defer stop()
+		// Closing makes CRIU fail, and so notice that we did.
+		defer d.pages.Close()
+		stats, err := servePages(d.pages, d.options.Pages, header)
+		done <- pagesResult{stats, err}
+	}()
+	return done
+}
+
+// interruptPages makes writing the page stream fail, if the writer can do that.
+func (d *Dump) interruptPages() {
+	if w, ok := d.options.Pages.(interface{ SetWriteDeadline(time.Time) error }); ok {
+		if err := w.SetWriteDeadline(time.Unix(1, 0)); err != nil {
+			d.log.Warn("interrupting the page stream failed", "error", err)
+		}
+	}
+}
+
+func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResult) (*DumpResult, error) {
+	if err := d.worker.send(&rpc.CriuReq{Type: rpc.CriuReqType_DUMP.Enum(), Opts: opts}); err != nil {
+		return nil, err
+	}
+	result := new(DumpResult)
+	for {
+		m, err := d.worker.receive(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if m.file != nil {
+			m.file.Close()
+		}
+		switch m.notification() {
+		case "":
+			return nil, errDumpFailed
+		case "pre-dump":
+			result.FrozenAt = time.Now()
+			err = d.freeze(ctx)
+			result.Freeze = time.Since(result.FrozenAt)
+		case "query-ext-files":
+			d.blocked = true
+			if err = d.options.Hooks.Block(); err != nil {
+				err = fmt.Errorf("blocking the pod's network: %w", err)
+			}
+		case "post-dump":
+			return result, d.hold(ctx, result, pages)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := d.worker.answer(true); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// errDumpFailed means CRIU reported a failure; the reason is in its log.
+var errDumpFailed = errors.New("CRIU failed")
+
+func (d *Dump) freeze(ctx context.Context) error {
+	d.froze = true
+	if err := d.options.Hooks.Freeze(ctx); err != nil {
+		return fmt.Errorf("freezing the pod: %w", err)
+	}
+	return nil
+}
+
+// hold completes the result while CRIU waits at post-dump.
+func (d *Dump) hold(ctx context.Context, result *DumpResult, pages chan pagesResult) error {
+	if err := d.freeze(ctx); err != nil {
+		return err
+	}
+	if pages != nil {
+		// CRIU says the end of the stream before post-dump and waits for
+		// the answer, so this does not wait.
+		r := <-pages
+		// For Run, which looks there after a failure.
+		pages <- r
+		if r.err != nil {
+			return r.err
+		}
+		result.Pages = r.stats
+	}
+	var err error
+	if result.Processes, result.Connections, err = inventory(d.options.ImagesDir); err != nil {
+		return err
+	}
+	result.Dump = time.Since(result.FrozenAt)
+	d.log.Debug("pod is dumped and held", "freeze", result.Freeze, "dump", result.Dump, "pages", result.Pages.Pages)
+	return nil
+}
+
+// fail undoes an unfinished or held dump after err and returns it, with the
+// failures of the undoing, and in CRIU's own words if CRIU is to blame.
+func (d *Dump) fail(err error) error {
+	undo := d.rollBack()
+	if errors.Is(err, errDumpFailed) || errors.Is(err, errWorkerGone) {
+		criu := criuError("dump", d.options.WorkDir, dumpLog)
+		if errors.Is(err, errWorkerGone) {
+			criu.Lines = append(criu.Lines, "CRIU died")
+		}
+		err = criu
+	}
+	return errors.Join(err, undo)
+}
+
+// rollBack makes CRIU let go of the pod and the pod run.
+func (d *Dump) rollBack() error {
+	if d.pages != nil {
+		d.pages.Close()
+	}
+	d.worker.stop()
+	var errs []error
+	if d.froze && d.worker.killed() {
+		// Nobody switched repair mode off.
+		d.log.Warn("CRIU was killed, recovering the pod's sockets")
+		errs = append(errs, d.recover())
+	}
+	if d.blocked {
+		if err := d.options.Hooks.Unblock(); err != nil {
+			errs = append(errs, fmt.Errorf("unblocking the pod's network: %w", err))
+		}
+	}
+	if d.froze {
+		if err := d.options.Hooks.Thaw(); err != nil {
+			errs = append(errs, fmt.Errorf("thawing the pod: %w", err))
+		}
+	}
+	d.state = dumpOver
+	d.release()
+	return errors.Join(errs...)
+}
+
+// recover mends the sockets of the pod while it is frozen.
+func (d *Dump) recover() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	if err := d.options.Hooks.Freeze(ctx); err != nil {
+		return fmt.Errorf("freezing the pod: %w", err)
+	}
+	n, err := Recover(d.options.PID)
+	d.log.Info("sockets recovered", "sockets", n)
+	return err
+}
+
+// Abort gives the pod back: it resumes with its connections, and the network
+// is unblocked. It returns when that is done. Abort of a Dump that was not run
+// only ends CRIU; of one that is over, it does nothing.
+func (d *Dump) Abort() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state == dumpOver {
+		return nil
+	}
+	if err := d.rollBack(); err != nil {
+		return fmt.Errorf("aborting the dump: %w", err)
+	}
+	return nil
+}
+
+// Commit ends the pod here, for it goes on elsewhere. Its sockets are closed
+// in repair mode, so no peer hears of it. It returns when the pod's init is
+// dead, and with that everything in its pid namespace; the caller, being its
+// parent, has to reap it. Commit also works when CRIU died during the hold.
+//
+// There is no way back: if ctx ends the wait, the pod dies nevertheless.
+func (d *Dump) Commit(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state != dumpHeld {
+		return fmt.Errorf("committing the dump: %w", ErrState)
+	}
+	d.state = dumpOver
+	defer d.release()
+	// A signal that is pending before the cgroup is thawed makes sure that
+	// no process runs again, whatever becomes of CRIU.
+	if err := unix.PidfdSendSignal(int(d.initFD.Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("committing the dump: killing the pod: %w", err)
+	}
+	if err := d.worker.answer(true); err != nil {
+		d.log.Warn("CRIU died during the hold", "error", err)
+	}
+	// Frozen tasks of a version 1 cgroup die only when they are thawed,
+	// and CRIU waits for it.
+	if err := d.options.Hooks.Thaw(); err != nil {
+		return fmt.Errorf("committing the dump: thawing the pod: %w", err)
+	}
+	if err := waitExit(ctx, d.initFD); err != nil {
+		return fmt.Errorf("committing the dump: waiting for the pod's end: %w", err)
+	}
+	return nil
+}
+
+// waitExit waits until the process of a pidfd has ended.
+func waitExit(ctx context.Context, pidfd *os.File) error {
+	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := unix.Poll(fds, 100)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if n > 0 {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,402 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// RestoreHooks are what the caller does at the right moment of a restore.
+type RestoreHooks struct {
+	// JoinCgroup puts process pid, which is CRIU, into the pod's cgroups.
+	// Everything restored is born there. It is called by PrepareRestore.
+	JoinCgroup func(pid int) error
+	// Release lets the pod's packets through. It is called by Commit when
+	// everything but the last step is done. If it fails the pod runs
+	// nevertheless, for there is no way back, and Commit returns the error.
+	Release func() error
+}
+
+// RestoreOptions say what to restore and where.
+type RestoreOptions struct {
+	// ImagesDir holds the image. It may be filled until Run is called.
+	// WorkDir receives CRIU's log. Both must exist.
+	ImagesDir, WorkDir string
+	// Root is the pod's root file system: a mount point.
+	Root string
+	// NetNS is the path of the pod's network namespace, which must have the
+	// addresses and routes of the pod, its packets blocked in both
+	// directions, and loopback up.
+	NetNS string
+	// ExternalMounts finds the keys of DumpOptions.ExternalMounts: from the
+	// key to a path on this host.
+	ExternalMounts map[string]string
+	Hooks          RestoreHooks
+	// Log overrides the engine's.
+	Log *slog.Logger
+}
+
+// Restore is one restore. Run, then Commit or Abort; without Run only Abort.
+type Restore struct {
+	engine  *Engine
+	log     *slog.Logger
+	options RestoreOptions
+	op      *operation
+	worker  *worker
+
+	mu    sync.Mutex
+	state restoreState
+	// requested is true once CRIU was told to restore.
+	requested bool
+	// pid is the restored init, a child of this process, or 0.
+	pid    int
+	initFD *os.File
+}
+
+type restoreState int
+
+const (
+	restorePrepared restoreState = iota
+	restoreHeld
+	restoreRunning
+	restoreOver
+)
+
+// PrepareRestore starts CRIU for a restore, inside the pod's network
+// namespace and cgroups, so that Run can begin at once when the image is
+// complete.
+func (e *Engine) PrepareRestore(ctx context.Context, options RestoreOptions) (*Restore, error) {
+	r := &Restore{engine: e, options: options, log: options.Log}
+	if r.log == nil {
+		r.log = e.log
+	}
+	if err := r.prepare(ctx); err != nil {
+		r.release()
+		return nil, fmt.Errorf("preparing the restore: %w", err)
+	}
+	return r, nil
+}
+
+func (r *Restore) prepare(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if r.options.Hooks.JoinCgroup == nil || r.options.Hooks.Release == nil {
+		return errors.New("a hook is missing")
+	}
+	var err error
+	if r.op, err = openOperation(r.options.ImagesDir, r.options.WorkDir); err != nil {
+		return err
+	}
+	output, err := r.op.output()
+	if err != nil {
+		return err
+	}
+	defer output.Close()
+	if r.worker, err = r.engine.startWorker(workerOptions{netNS: r.options.NetNS, output: output}); err != nil {
+		return err
+	}
+	if err := r.options.Hooks.JoinCgroup(r.worker.pid()); err != nil {
+		return fmt.Errorf("putting CRIU into the pod's cgroup: %w", err)
+	}
+	return nil
+}
+
+func (r *Restore) release() {
+	if r.worker != nil {
+		r.worker.stop()
+	}
+	if r.op != nil {
+		if err := r.op.close(); err != nil {
+			r.log.Warn("closing image directories failed", "error", err)
+		}
+		r.op = nil
+	}
+	if r.initFD != nil {
+		r.initFD.Close()
+		r.initFD = nil
+	}
+}
+
+// Exited is closed when CRIU has ended. During a hold that means that
+// something killed it: only Abort is possible then.
+func (r *Restore) Exited() <-chan struct{} { return r.worker.exited }
+
+// Run restores the pod and returns at the hold with the pid of its init, as
+// this process sees it: everything is in place, no process of the pod has run,
+// and no packet was sent. Init is a child of this process. On an error, which
+// ctx may cause at any time, nothing is left and the Restore is over. The
+// error contains a *CRIUError if CRIU was the one to fail.
+func (r *Restore) Run(ctx context.Context) (pid int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.state != restorePrepared {
+		return 0, fmt.Errorf("running the restore: %w", ErrState)
+	}
+	if err := r.run(ctx); err != nil {
+		return 0, fmt.Errorf("restoring the pod: %w", r.fail(err))
+	}
+	r.state = restoreHeld
+	return r.pid, nil
+}
+
+func (r *Restore) run(ctx context.Context) error {
+	opts, err := r.op.options(r.engine, restoreLog)
+	if err != nil {
+		return err
+	}
+	opts.Root = proto.String(r.options.Root)
+	// Init becomes our child, not CRIU's.
+	opts.RstSibling = proto.Bool(true)
+	for key, path := range r.options.ExternalMounts {
+		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", key, path))
+	}
+	started := time.Now()
+	r.requested = true
+	if err := r.worker.send(&rpc.CriuReq{Type: rpc.CriuReqType_RESTORE.Enum(), Opts: opts}); err != nil {
+		return err
+	}
+	for {
+		m, err := r.receive(ctx)
+		if err != nil {
+			return err
+		}
+		switch m.notification() {
+		case "":
+			if pid := int(m.GetRestore().GetPid()); pid > 0 && r.pid == 0 {
+				r.pid = pid
+			}
+			return errRestoreFailed
+		case "setup-namespaces":
+			if err := r.adopt(int(m.GetNotify().GetPid())); err != nil {
+				return err
+			}
+		case "post-restore":
+			r.log.Debug("pod is restored and held", "restore", time.Since(started), "pid", r.pid)
+			return nil
+		}
+		if err := r.worker.answer(true); err != nil {
+			return err
+		}
+	}
+}
+
+// errRestoreFailed means CRIU reported a failure; the reason is in its log.
+var errRestoreFailed = errors.New("CRIU failed")
+
+// receive is worker.receive, but drops the terminal masters that CRIU gives
+// away: the other end of such a terminal was gone before the dump, so its
+// processes shall see a hang-up again.
+//
+// As long as init is unknown, ctx has no effect: init may already be born, and
+// would remain our zombie. That is a matter of milliseconds.
+func (r *Restore) receive(ctx context.Context) (message, error) {
+	if r.pid == 0 {
+		ctx = context.WithoutCancel(ctx)
+	}
+	m, err := r.worker.receive(ctx)
+	if m.file != nil {
+		m.file.Close()
+	}
+	return m, err
+}
+
+// adopt takes note of the restored init.
+func (r *Restore) adopt(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("finding the restored process %d: %w", pid, err)
+	}
+	r.pid, r.initFD = pid, os.NewFile(uintptr(fd), "pidfd")
+	return nil
+}
+
+// fail undoes an unfinished or held restore after err and returns it, in
+// CRIU's own words if CRIU is to blame.
+func (r *Restore) fail(err error) error {
+	undo := r.rollBack()
+	if errors.Is(err, errRestoreFailed) || errors.Is(err, errWorkerGone) {
+		criu := criuError("restore", r.options.WorkDir, restoreLog)
+		if errors.Is(err, errWorkerGone) {
+			criu.Lines = append(criu.Lines, "CRIU died")
+		}
+		err = criu
+	}
+	return errors.Join(err, undo)
+}
+
+// rollBack ends CRIU, which kills what it restored, and then what CRIU could
+// not kill because it was killed itself.
+func (r *Restore) rollBack() error {
+	r.state = restoreOver
+	r.worker.stop()
+	var err error
+	if r.requested && r.pid == 0 {
+		// CRIU was killed before it told who init is.
+		r.pid, err = childIn(r.options.NetNS)
+	}
+	if err == nil && r.pid != 0 {
+		err = r.kill()
+	}
+	r.release()
+	if err != nil {
+		return fmt.Errorf("killing the restored pod: %w", err)
+	}
+	return nil
+}
+
+// kill ends the restored pod and reaps its init. When that is possible all
+// other processes of the pid namespace are gone.
+func (r *Restore) kill() error {
+	// Not reaped yet, so the number is still init's.
+	if err := unix.Kill(r.pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	if r.initFD != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		defer cancel()
+		if err := waitExit(ctx, r.initFD); err != nil {
+			return fmt.Errorf("process %d does not end: %w", r.pid, err)
+		}
+	}
+	_, err := reap(r.pid)
+	if errors.Is(err, unix.ECHILD) {
+		// A reaper of all children was faster, or it never was ours.
+		return nil
+	}
+	return err
+}
+
+// reap waits for a child of this process.
+func reap(pid int) (syscall.WaitStatus, error) {
+	for {
+		var status unix.WaitStatus
+		_, err := unix.Wait4(pid, &status, 0, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return syscall.WaitStatus(status), err
+		}
+	}
+}
+
+// childIn finds a child of this process in the network namespace at path, or
+// returns 0.
+func childIn(path string) (int, error) {
+	var want unix.Stat_t
+	if err := unix.Stat(path, &want); err != nil {
+		return 0, fmt.Errorf("reading network namespace: %w", err)
+	}
+	table, err := processTable()
+	if err != nil {
+		return 0, err
+	}
+	for pid, parent := range table {
+		if parent != os.Getpid() {
+			continue
+		}
+		var got unix.Stat_t
+		if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &got); err != nil {
+			continue // it ended
+		}
+		if got.Ino == want.Ino && got.Dev == want.Dev {
+			return pid, nil
+		}
+	}
+	return 0, nil
+}
+
+// Abort kills everything that was restored. No packet is sent: the sockets are
+// still in repair mode. It returns when nothing is left. Abort of a Restore
+// that was not run only ends CRIU; of one that is over or running, it does
+// nothing.
+func (r *Restore) Abort() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.state == restoreOver || r.state == restoreRunning {
+		return nil
+	}
+	if err := r.rollBack(); err != nil {
+		return fmt.Errorf("aborting the restore: %w", err)
+	}
+	return nil
+}
+
+// Commit lets the pod run, and returns when it does. In between, when its
+// sockets have left repair mode and its processes are about to go on, it calls
+// Release. Once it is under way there is no way back, so ctx is looked at only
+// before. An error after that leaves a pod that runs, if only Release failed
+// (Wait tells), or none at all: the image can then be restored once more.
+func (r *Restore) Commit(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.state != restoreHeld {
+		return fmt.Errorf("committing the restore: %w", ErrState)
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("committing the restore: %w", err)
+	}
+	releaseErr, err := r.resume()
+	if err != nil {
+		return fmt.Errorf("committing the restore: %w", r.fail(err))
+	}
+	r.state = restoreRunning
+	r.release()
+	return releaseErr
+}
+
+// resume answers the hold and what follows it.
+func (r *Restore) resume() (releaseErr, err error) {
+	ctx := context.Background()
+	for {
+		if err := r.worker.answer(true); err != nil {
+			return releaseErr, err
+		}
+		m, err := r.receive(ctx)
+		if err != nil {
+			return releaseErr, err
+		}
+		switch m.notification() {
+		case "":
+			if !m.GetSuccess() {
+				return releaseErr, errRestoreFailed
+			}
+			return releaseErr, nil
+		case "pre-resume":
+			if err := r.options.Hooks.Release(); err != nil {
+				releaseErr = fmt.Errorf("releasing the pod's network: %w", err)
+			}
+		case "post-resume":
+			// It runs. CRIU may die now without harm.
+			if err := r.worker.answer(true); err != nil {
+				r.log.Warn("CRIU died after the restore", "error", err)
+			}
+			return releaseErr, nil
+		}
+	}
+}
+
+// Wait waits until the pod's init ends, reaps it and returns its status. It
+// may be called once, after Commit, and only if nobody else in this process
+// waits for any child. After a restart of this process init is not a child of
+// the new one; a pidfd tells when it ends.
+func (r *Restore) Wait() (syscall.WaitStatus, error) {
+	r.mu.Lock()
+	pid, state := r.pid, r.state
+	r.mu.Unlock()
+	if state != restoreRunning {
+		return 0, fmt.Errorf("waiting for the pod: %w", ErrState)
+	}
+	status, err := reap(pid)
+	if err != nil {
+		return 0, fmt.Errorf("waiting for the pod's init %d: %w", pid, err)
+	}
+	return status, nil
+}

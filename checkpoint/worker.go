@@ -1,0 +1,244 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// maxMessage bounds one message from CRIU. They are a few hundred bytes.
+	maxMessage = 64 << 10
+	// stopTimeout is how long CRIU may take to roll back after its sockets
+	// were closed. It has stopped doing anything useful after that.
+	stopTimeout = time.Minute
+)
+
+// errWorkerGone means CRIU closed the conversation, usually by dying.
+var errWorkerGone = errors.New("CRIU ended the conversation")
+
+// worker is one running "criu swrk": a CRIU that serves the requests of its
+// parent on a SEQPACKET socket (criu/cr-service.c).
+type worker struct {
+	cmd    *exec.Cmd
+	conn   *net.UnixConn
+	log    *slog.Logger
+	exited chan struct{}
+	buf    []byte
+}
+
+type workerOptions struct {
+	// netNS is the path of the network namespace to start in; empty means ours.
+	netNS string
+	// files are inherited as descriptors 4 and up.
+	files []*os.File
+	// output gets what CRIU says before its log file is open.
+	output *os.File
+}
+
+// firstWorkerFile is the descriptor that the first of workerOptions.files has
+// in CRIU; the conversation is one below.
+const firstWorkerFile = 4
+
+func (e *Engine) startWorker(options workerOptions) (*worker, error) {
+	ours, theirs, err := socketPair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	cmd := exec.Command(e.path, "--no-default-config", "swrk", "3")
+	cmd.ExtraFiles = append([]*os.File{theirs}, options.files...)
+	// Only what CRIU needs to find tar and iptables: no HOME, for there may
+	// be a configuration file.
+	cmd.Env = []string{"PATH=" + searchPath(), "LC_ALL=C"}
+	if options.output != nil {
+		cmd.Stdout, cmd.Stderr = options.output, options.output
+	}
+	if options.netNS == "" {
+		err = cmd.Start()
+	} else {
+		err = inNetNS(options.netNS, cmd.Start)
+	}
+	if err != nil {
+		ours.Close()
+		return nil, fmt.Errorf("starting CRIU: %w", err)
+	}
+	w := &worker{cmd: cmd, conn: ours, log: e.log, exited: make(chan struct{}), buf: make([]byte, maxMessage)}
+	go func() {
+		// A subreaper that waits for any child may be faster: the status
+		// is of no use, only that it is over.
+		_ = cmd.Wait()
+		close(w.exited)
+	}()
+	return w, nil
+}
+
+// searchPath is PATH, or a usual one for a daemon that was started without.
+func searchPath() string {
+	if path := os.Getenv("PATH"); path != "" {
+		return path
+	}
+	return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+}
+
+// socketPair makes two connected unix sockets: one for us, one to inherit.
+func socketPair(kind int) (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("creating a socket pair for CRIU: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "criu"), os.NewFile(uintptr(fds[1]), "criu-peer")
+	conn, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		theirs.Close()
+		return nil, nil, fmt.Errorf("creating a socket pair for CRIU: %w", err)
+	}
+	return conn.(*net.UnixConn), theirs, nil
+}
+
+func (w *worker) pid() int { return w.cmd.Process.Pid }
+
+// message is what CRIU sent: a notification, which waits for an answer, or
+// the response to the request.
+type message struct {
+	*rpc.CriuResp
+	// file came along with it, or is nil. The receiver closes it.
+	file *os.File
+}
+
+// notification returns the name of the notification, or "" for a response.
+func (m message) notification() string {
+	if m.GetType() != rpc.CriuReqType_NOTIFY {
+		return ""
+	}
+	return m.GetNotify().GetScript()
+}
+
+func (w *worker) send(request *rpc.CriuReq) error {
+	b, err := proto.Marshal(request)
+	if err != nil {
+		return fmt.Errorf("encoding a request to CRIU: %w", err)
+	}
+	if _, err := w.conn.Write(b); err != nil {
+		return fmt.Errorf("%w: %w", errWorkerGone, err)
+	}
+	return nil
+}
+
+// answer ends the wait of a notification. With ok false CRIU undoes what it
+// did so far.
+func (w *worker) answer(ok bool) error {
+	return w.send(&rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: proto.Bool(ok)})
+}
+
+// receive returns the next message. It returns ctx's error as soon as ctx is
+// done; the conversation can go on after that with another context.
+func (w *worker) receive(ctx context.Context) (message, error) {
+	if err := ctx.Err(); err != nil {
+		return message{}, err
+	}
+	if err := w.conn.SetReadDeadline(time.Time{}); err != nil {
+		return message{}, fmt.Errorf("%w: %w", errWorkerGone, err)
+	}
+	fired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		w.conn.SetReadDeadline(time.Unix(1, 0))
+		close(fired)
+	})
+	m, err := w.read()
+	if !stop() {
+		<-fired
+		if err != nil {
+			return message{}, context.Cause(ctx)
+		}
+	}
+	return m, err
+}
+
+func (w *worker) read() (message, error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	n, oobn, flags, _, err := w.conn.ReadMsgUnix(w.buf, oob)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return message{}, fmt.Errorf("%w: %w", errWorkerGone, err)
+	}
+	file, fileErr := passedFile(oob[:oobn])
+	if fileErr != nil {
+		return message{}, fileErr
+	}
+	if n == 0 {
+		return message{}, errWorkerGone
+	}
+	m := message{CriuResp: new(rpc.CriuResp), file: file}
+	if flags&unix.MSG_TRUNC != 0 {
+		err = fmt.Errorf("message from CRIU is longer than %d bytes", len(w.buf))
+	} else if err = proto.Unmarshal(w.buf[:n], m.CriuResp); err != nil {
+		err = fmt.Errorf("decoding a message from CRIU: %w", err)
+	}
+	if err != nil {
+		if file != nil {
+			file.Close()
+		}
+		return message{}, err
+	}
+	if name := m.notification(); name != "" {
+		w.log.Debug("CRIU notifies", "notification", name, "criu", w.pid())
+	}
+	return m, nil
+}
+
+// passedFile takes the one descriptor that may come with a message.
+func passedFile(oob []byte) (*os.File, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	controls, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, fmt.Errorf("reading a descriptor from CRIU: %w", err)
+	}
+	for _, c := range controls {
+		fds, err := unix.ParseUnixRights(&c)
+		if err != nil || len(fds) == 0 {
+			continue
+		}
+		unix.CloseOnExec(fds[0])
+		return os.NewFile(uintptr(fds[0]), "from-criu"), nil
+	}
+	return nil, nil
+}
+
+// stop ends CRIU by closing the conversation, at which it undoes an unfinished
+// dump or restore by itself, and waits until it is gone. Only a CRIU that
+// does not end within stopTimeout is killed. It may be called more than once.
+func (w *worker) stop() {
+	w.conn.Close()
+	timer := time.NewTimer(stopTimeout)
+	defer timer.Stop()
+	select {
+	case <-w.exited:
+	case <-timer.C:
+		w.log.Error("CRIU did not end, killing it", "criu", w.pid())
+		if err := w.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			w.log.Error("killing CRIU failed", "criu", w.pid(), "error", err)
+		}
+		<-w.exited
+	}
+}
+
+// killed reports whether CRIU, after it exited, was ended by a signal, so that
+// it undid nothing.
+func (w *worker) killed() bool {
+	state := w.cmd.ProcessState
+	// Nil when somebody else reaped it: assume the worst.
+	return state == nil || state.ExitCode() == -1
+}
