@@ -20,6 +20,8 @@ import (
 )
 
 const (
+	// DefaultPort is that of etcd's clients, and of an embedded directory.
+	DefaultPort = 2379
 	// DefaultTimeout bounds one operation, retries and contention included.
 	DefaultTimeout = 5 * time.Second
 	// DefaultLeaseTTL is how long a host or proxy that says nothing is
