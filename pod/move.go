@@ -1,6 +1,9 @@
 package pod
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Stage is a step of a move, as in Xen's live migration. Its name appears in
 // logs, the journal, the progress display and the receipt.
@@ -109,4 +112,17 @@ type Blocker struct {
 	// Problem says what can't be carried, Remedy what to do about it.
 	Problem string `json:"problem"`
 	Remedy  string `json:"remedy"`
+}
+
+// String is one line for people.
+func (b Blocker) String() string {
+	var subject string
+	if b.Program != "" {
+		subject = fmt.Sprintf("%s (pid %d", b.Program, b.PID)
+		if b.Descriptor >= 0 {
+			subject += fmt.Sprintf(", descriptor %d", b.Descriptor)
+		}
+		subject += "): "
+	}
+	return fmt.Sprintf("%s%s: %s", subject, b.Problem, b.Remedy)
 }

@@ -93,11 +93,15 @@ func (v *Volume) normalize() error {
 	} else {
 		v.Source = path.Clean(v.Source)
 	}
-	if v.Policy == "" {
+	switch v.Policy {
+	case VolumeMove, VolumeShare, VolumeCopy, VolumeRebind:
+	case "":
 		v.Policy = VolumeShare
 		if v.Named() {
 			v.Policy = VolumeMove
 		}
+	default:
+		return fmt.Errorf("%w: volume %s: unknown policy %q: want move, share, copy or rebind", ErrInvalid, v.Destination, v.Policy)
 	}
 	return nil
 }
