@@ -1,0 +1,240 @@
+package namespace
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// The image "host" shows a pod the host's own programs and configuration. What
+// is private to the host must not be seen, whatever the pod's user:
+//
+//   - at the top level everything that is no userland (see userland) is empty
+//     or missing;
+//   - below /etc, /opt and /var, what the host keeps from some of its own users
+//     is kept from all pods: a file not readable by everyone is missing, a
+//     directory not open to everyone is empty. That covers passwords, host
+//     keys, private keys, logs, mail, databases and what nobody thought of.
+//
+// It is done by whiteouts and opaque directories in the upper layer.
+
+// userland are the entries of the host's / that a pod sees.
+var userland = []string{"bin", "sbin", "lib", "lib32", "lib64", "libx32", "libo32", "usr", "etc", "opt", "var"}
+
+// scanned are the directories searched for what is not for everyone.
+var scanned = []string{"/etc", "/opt", "/var"}
+
+// skeleton are the directories every pod has, empty if need be, and their
+// permission bits.
+var skeleton = map[string]uint32{
+	"dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777,
+	"root": 0o700, "home": 0o755, "mnt": 0o755, "media": 0o755, "srv": 0o755, "boot": 0o755,
+	"var/tmp": 0o1777,
+}
+
+// hidden is a path of the host that no pod may see.
+type hidden struct {
+	path string // relative to /
+	// dir shows an empty directory with these attributes, else nothing is there.
+	dir      bool
+	mode     uint32
+	uid, gid int
+}
+
+// hideHost puts what covers the host's private files into the upper layer. What
+// the pod itself has put there, on another host, stays.
+func (c *Container) hideHost() error {
+	list, err := hostHidden(c.runtime.opts.StateDir, c.runtime.opts.RunDir)
+	if err != nil {
+		return err
+	}
+	upper, err := openDir(c.paths.upper)
+	if err != nil {
+		return err
+	}
+	defer upper.Close()
+	for _, h := range list {
+		if err := h.cover(upper); err != nil {
+			return fmt.Errorf("/%s: %w", h.path, err)
+		}
+	}
+	return nil
+}
+
+// hostHidden lists what to hide on this host now. own are podd's directories.
+func hostHidden(own ...string) ([]hidden, error) {
+	var list []hidden
+	entries, err := os.ReadDir("/")
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		if _, ok := skeleton[entry.Name()]; !ok && !slices.Contains(userland, entry.Name()) {
+			list = append(list, hidden{path: entry.Name()})
+		}
+	}
+	for name, mode := range skeleton {
+		list = append(list, hidden{path: name, dir: true, mode: mode})
+	}
+	for _, dir := range own {
+		list = append(list, hidden{path: dir[1:], dir: true, mode: 0o700})
+	}
+	slices.SortFunc(list, func(a, b hidden) int { return strings.Compare(a.path, b.path) })
+	for _, top := range scanned {
+		if list, err = scan(top, own, list); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// scan adds what is not for everyone below top. Other mounts are skipped:
+// overlay does not show them.
+func scan(top string, own []string, list []hidden) ([]hidden, error) {
+	var device uint64
+	err := filepath.WalkDir(top, func(path string, entry fs.DirEntry, err error) error {
+		var info fs.FileInfo
+		if err == nil {
+			info, err = entry.Info()
+		}
+		if errors.Is(err, fs.ErrNotExist) { // the host lives on, or there is no top
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		if path == top {
+			device = st.Dev
+			return nil
+		}
+		switch {
+		case info.IsDir() && (st.Dev != device || slices.Contains(own, path) || skeleton[path[1:]] != 0):
+			return filepath.SkipDir
+		case info.IsDir() && st.Mode&0o5 != 0o5:
+			list = append(list, hidden{path[1:], true, st.Mode & 0o7777, int(st.Uid), int(st.Gid)})
+			return filepath.SkipDir
+		case !info.IsDir() && info.Mode()&fs.ModeSymlink == 0 && st.Mode&0o4 == 0:
+			list = append(list, hidden{path: path[1:]})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("looking for private files below %s: %w", top, err)
+	}
+	return list, nil
+}
+
+// cover hides one path, unless the upper layer has something of its own there.
+func (h hidden) cover(upper *os.File) error {
+	dir, name := filepath.Split(h.path)
+	parent, err := upperDir(upper, filepath.Clean(dir), "/")
+	if errors.Is(err, errNotLower) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	if !h.dir {
+		err := unix.Mknodat(int(parent.Fd()), name, unix.S_IFCHR, 0)
+		if err == unix.EEXIST {
+			return nil
+		}
+		return err
+	}
+	err = unix.Mkdirat(int(parent.Fd()), name, 0o700)
+	if err != nil && err != unix.EEXIST {
+		return err
+	}
+	created := err == nil
+	d, err := openIn(parent, name, unix.O_DIRECTORY, false)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil // the pod's own file
+	}
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	fd := int(d.Fd())
+	if err := unix.Fsetxattr(fd, opaqueXattr, []byte("y"), 0); err != nil {
+		return err
+	}
+	if !created {
+		return nil
+	}
+	if err := unix.Fchown(fd, h.uid, h.gid); err != nil {
+		return err
+	}
+	return unix.Fchmod(fd, h.mode)
+}
+
+// opaqueXattr marks a directory of an upper layer that hides the lower one of
+// the same name (Documentation/filesystems/overlayfs.rst).
+const opaqueXattr = "trusted.overlay.opaque"
+
+// errNotLower says that at some component the lower layer does not show.
+var errNotLower = errors.New("covered by the upper layer")
+
+// upperDir opens a directory of the upper layer, making what is missing with
+// the attributes it has in lower, because the upper's attributes are what the
+// pod sees.
+func upperDir(upper *os.File, rel, lower string) (*os.File, error) {
+	d, err := openIn(upper, ".", unix.O_DIRECTORY, false)
+	if err != nil || rel == "." {
+		return d, err
+	}
+	for _, name := range strings.Split(rel, "/") {
+		lower = filepath.Join(lower, name)
+		next, err := upperChild(d, name, lower)
+		d.Close()
+		if err != nil {
+			return nil, err
+		}
+		d = next
+	}
+	return d, nil
+}
+
+func upperChild(parent *os.File, name, lower string) (*os.File, error) {
+	err := unix.Mkdirat(int(parent.Fd()), name, 0o700)
+	if err != nil && err != unix.EEXIST {
+		return nil, &os.PathError{Op: "mkdirat", Path: name, Err: err}
+	}
+	created := err == nil
+	d, err := openIn(parent, name, unix.O_DIRECTORY, false)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, errNotLower
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !created {
+		value := make([]byte, 1)
+		if n, err := unix.Fgetxattr(int(d.Fd()), opaqueXattr, value); err == nil && n == 1 && value[0] == 'y' {
+			d.Close()
+			return nil, errNotLower
+		}
+		return d, nil
+	}
+	var st unix.Stat_t
+	err = unix.Lstat(lower, &st)
+	if err == nil {
+		err = unix.Fchown(int(d.Fd()), int(st.Uid), int(st.Gid))
+	}
+	if err == nil {
+		err = unix.Fchmod(int(d.Fd()), st.Mode&0o7777)
+	}
+	if err != nil {
+		d.Close()
+		return nil, fmt.Errorf("copying the attributes of %s: %w", lower, err)
+	}
+	return d, nil
+}

@@ -1,0 +1,710 @@
+/*
+ * podinit is the first process of every pod. It starts the main command as the
+ * user asked for, reaps whatever is orphaned, passes signals on, keeps the
+ * output, and leaves the command's exit status behind when it ends, whereupon
+ * the kernel kills the rest of the pod. On request it also starts sessions:
+ * further commands beside the main one ("podctl exec").
+ *
+ *	podinit run [OPTION...] -- COMMAND [ARGUMENT...]
+ *
+ * Everything it holds open is inside the pod: CRIU can carry it to another host
+ * at any moment, and podd, which only ever connects to its sockets, can be
+ * restarted or replaced by another host's. It has one thread and no libraries.
+ *
+ * Files, in DIR (/.podd), which only root may enter:
+ *	stdout.BASE, stderr.BASE  what the command wrote, in segments; BASE is the
+ *	                          position of the segment's first byte. A terminal's
+ *	                          output is all stdout.
+ *	exit                      "CODE\n", 0 to 255, 128+n for signal n
+ *	main.sock, session-ID.sock
+ *
+ * Packets (SOCK_SEQPACKET; a type byte, then the payload; numbers are decimal):
+ *	to podinit    s  start a session: NUL-terminated options and command; this
+ *	                 connection becomes the session's
+ *	              i  input, at most MAX_DATA bytes
+ *	              e  end of input
+ *	              w  window size: "ROWS COLUMNS"
+ *	              h  hang up: SIGHUP to the command's process group
+ *	from podinit  a  total of input bytes accepted on this connection
+ *	              o  output, r  error output (sessions only)
+ *	              x  exit status (sessions only); the last packet
+ *
+ * A session without a client keeps its output in its pipes and waits; once the
+ * command has ended it waits LINGER seconds for somebody to take the status.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+	MAX_DATA = 16 << 10,     /* payload of an i, o or r packet */
+	MAX_REQUEST = 192 << 10, /* an s packet; below the default net.core.wmem_max */
+	MAX_WORDS = 8192,        /* options and arguments of a session */
+	MAX_CLIENTS = 32,
+	MAX_GROUPS = 256,
+	LOG_SEGMENTS = 4,        /* kept of each stream */
+	LINGER = 60,             /* seconds */
+	MAX_DRAINED = 64,        /* packets read after the end of the command: 1 MiB */
+	EXIT_SETUP = 125,        /* podinit itself failed, as podman's */
+	EXIT_CANT_EXECUTE = 126,
+	EXIT_NOT_FOUND = 127,
+};
+
+struct options {
+	const char *dir;         /* of sockets, logs and exit */
+	const char *id;          /* of a session; NULL for the main command */
+	bool tty, stdin;
+	uid_t uid;
+	gid_t gid, groups[MAX_GROUPS];
+	size_t ngroups;
+	const char *cwd;
+	struct winsize window;
+	off_t segment;           /* bytes in one file of a log */
+	char **command;
+};
+
+/* An output of the command: the reading end, and where it goes. */
+struct output {
+	int fd;
+	char type;               /* of the packets of a session */
+	const char *log;         /* name of the log of the main command */
+	int file;
+	off_t base, size;        /* of the segment in file */
+};
+
+struct client {
+	int fd;                  /* -1: free */
+	unsigned long accepted, acknowledged;
+};
+
+/* The one command this process looks after. */
+static struct options opt = {
+	.dir = "/.podd", .cwd = "/", .window = { .ws_row = 24, .ws_col = 80 }, .segment = 16 << 20,
+};
+static pid_t command = -1;
+static int status = -1;          /* exit status, -1 while it runs */
+static int input = -1;           /* writing end */
+static char pending_input[4 * MAX_DATA];
+static size_t pending_input_len;
+static bool end_of_input;
+static struct output outputs[2] = {
+	{ .fd = -1, .type = 'o', .log = "stdout", .file = -1 },
+	{ .fd = -1, .type = 'r', .log = "stderr", .file = -1 },
+};
+static struct client clients[MAX_CLIENTS];
+static char packet[1 + MAX_DATA]; /* of a session, for its client */
+static size_t packet_len;
+static bool last_packet;         /* packet holds the exit status */
+static int listener = -1, signals = -1;
+
+static void run_session(int client, char *request, size_t len) __attribute__((noreturn));
+
+/* ---- logs and the exit status ---- */
+
+static void path_in_dir(char path[static 256], const char *format, const char *name, long long n)
+{
+	int len = snprintf(path, 256, "%s/", opt.dir);
+	if (len < 256)
+		snprintf(path + len, 256 - len, format, name, n);
+}
+
+static void open_segment(struct output *o, off_t base)
+{
+	char path[256];
+
+	if (o->file >= 0)
+		close(o->file);
+	path_in_dir(path, "%s.%lld", o->log, base);
+	o->file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
+	o->base = base;
+	o->size = 0;
+	if (base >= LOG_SEGMENTS * opt.segment) {
+		path_in_dir(path, "%s.%lld", o->log, base - LOG_SEGMENTS * opt.segment);
+		unlink(path);
+	}
+}
+
+/* write_log drops what can't be stored: a full disk must not stop the command. */
+static void write_log(struct output *o, const char *data, size_t len)
+{
+	while (len > 0 && o->file >= 0) {
+		size_t room = opt.segment - o->size;
+		ssize_t n = write(o->file, data, len < room ? len : room);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return;
+		o->size += n;
+		data += n;
+		len -= n;
+		if (o->size >= opt.segment)
+			open_segment(o, o->base + opt.segment);
+	}
+}
+
+/* finish records how the main command ended and ends the pod. */
+static void __attribute__((noreturn)) finish(int code)
+{
+	char temporary[256], path[256];
+
+	path_in_dir(temporary, "%s", "exit.tmp", 0);
+	path_in_dir(path, "%s", "exit", 0);
+	unlink(temporary);
+	int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (fd >= 0) {
+		dprintf(fd, "%d\n", code);
+		close(fd);
+		rename(temporary, path);
+	}
+	_exit(code);
+}
+
+/* fail ends this process because of its own trouble; the user finds why where the errors of the command are. */
+static void __attribute__((noreturn)) fail(const char *what)
+{
+	char text[512];
+	int len = snprintf(text, sizeof text, "rpodinit: %s: %s\n", what, strerror(errno));
+
+	if (len >= (int)sizeof text)
+		len = sizeof text - 1;
+	if (opt.id) {
+		send(clients[0].fd, text, len, MSG_NOSIGNAL);
+		send(clients[0].fd, "x125", 4, MSG_NOSIGNAL);
+		_exit(EXIT_SETUP);
+	}
+	write_log(&outputs[opt.tty ? 0 : 1], text + 1, len - 1);
+	finish(EXIT_SETUP);
+}
+
+/* ---- the command ---- */
+
+static void make_pipe(int ends[2], int ours)
+{
+	if (pipe2(ends, O_CLOEXEC) < 0)
+		fail("creating a pipe");
+	/* The command may open it again by the name of /dev/stdout: it must own it. */
+	if (fchown(ends[0], opt.uid, opt.gid) < 0)
+		fail("giving a pipe to the user");
+	fcntl(ends[ours], F_SETFL, O_NONBLOCK);
+}
+
+static int open_terminal(void)
+{
+	int unlock = 0;
+	int master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
+	if (master < 0)
+		fail("opening /dev/ptmx");
+	if (ioctl(master, TIOCSPTLCK, &unlock) < 0)
+		fail("unlocking a terminal");
+	int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (slave < 0)
+		fail("opening a terminal");
+	if (fchown(slave, opt.uid, -1) < 0)
+		fail("giving the terminal to the user");
+	ioctl(master, TIOCSWINSZ, &opt.window);
+	input = master;
+	outputs[0].fd = master;
+	return slave;
+}
+
+static void __attribute__((noreturn)) cant_execute(const char *what)
+{
+	int err = errno;
+
+	dprintf(2, "podinit: %s: %s\n", what, strerror(err));
+	_exit(err == ENOENT ? EXIT_NOT_FOUND : EXIT_CANT_EXECUTE);
+}
+
+/* execute becomes the command, in the child. */
+static void __attribute__((noreturn)) execute(int in, int out, int err)
+{
+	sigset_t none;
+
+	setsid();
+	if (opt.tty)
+		ioctl(in, TIOCSCTTY, 0);
+	/* None of the three is below 3: podinit keeps /dev/null there. */
+	dup2(in, 0);
+	dup2(out, 1);
+	dup2(err, 2);
+	signal(SIGPIPE, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	umask(022);
+	if (setgroups(opt.ngroups, opt.groups) < 0 || setresgid(opt.gid, opt.gid, opt.gid) < 0 ||
+	    setresuid(opt.uid, opt.uid, opt.uid) < 0)
+		cant_execute("changing to the user");
+	if (chdir(opt.cwd) < 0) {
+		dprintf(2, "podinit: working directory %s: %s\n", opt.cwd, strerror(errno));
+		_exit(EXIT_CANT_EXECUTE);
+	}
+	execvp(opt.command[0], opt.command);
+	cant_execute(opt.command[0]);
+}
+
+static void start_command(void)
+{
+	int in[2] = { -1, -1 }, out[2] = { -1, -1 }, err[2] = { -1, -1 };
+
+	if (opt.tty) {
+		in[0] = out[1] = err[1] = open_terminal();
+	} else {
+		make_pipe(out, 0);
+		make_pipe(err, 0);
+		outputs[0].fd = out[0];
+		outputs[1].fd = err[0];
+		if (opt.stdin) {
+			make_pipe(in, 1);
+			input = in[1];
+		} else if ((in[0] = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0) {
+			fail("opening /dev/null");
+		}
+	}
+	command = fork();
+	if (command < 0)
+		fail("starting the command");
+	if (command == 0)
+		execute(in[0], out[1], err[1]);
+	close(in[0]);
+	if (!opt.tty) {
+		close(out[1]);
+		close(err[1]);
+	}
+}
+
+/* ---- clients ---- */
+
+static void drop(struct client *c)
+{
+	close(c->fd);
+	c->fd = -1;
+}
+
+static void listen_at(const char *name)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	char path[256];
+
+	path_in_dir(path, "%s.sock", name, 0);
+	if (strlen(path) >= sizeof address.sun_path) {
+		errno = ENAMETOOLONG;
+		fail("making the socket");
+	}
+	strcpy(address.sun_path, path);
+	unlink(path);
+	listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	mode_t before = umask(0177);
+	if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 16) < 0)
+		fail("making the socket");
+	umask(before);
+}
+
+static void accept_client(void)
+{
+	struct ucred peer;
+	socklen_t len = sizeof peer;
+	int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+	if (fd < 0)
+		return;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 || peer.uid != 0) {
+		close(fd);
+		return;
+	}
+	/* A session has one client; a new one takes the place of the old. */
+	if (opt.id && clients[0].fd >= 0)
+		drop(&clients[0]);
+	for (struct client *c = clients; c < clients + (opt.id ? 1 : MAX_CLIENTS); c++)
+		if (c->fd < 0) {
+			*c = (struct client){ .fd = fd };
+			return;
+		}
+	close(fd);
+}
+
+static void start_session(struct client *c, char *request, size_t len)
+{
+	pid_t pid = fork();
+
+	if (pid == 0)
+		run_session(c->fd, request, len);
+	if (pid < 0) {
+		char text[128];
+		int n = snprintf(text, sizeof text, "rpodinit: starting a session: %s\n", strerror(errno));
+		send(c->fd, text, n, MSG_NOSIGNAL);
+		send(c->fd, "x125", 4, MSG_NOSIGNAL);
+	}
+	drop(c);
+}
+
+static void receive(struct client *c)
+{
+	static char buf[1 + MAX_REQUEST + 1];
+	struct winsize window = { 0 };
+	ssize_t n = recv(c->fd, buf, sizeof buf - 1, MSG_TRUNC);
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (n <= 0 || n > 1 + MAX_REQUEST) {
+		drop(c);
+		return;
+	}
+	buf[n] = '\0';
+	switch (buf[0]) {
+	case 's':
+		if (!opt.id)
+			start_session(c, buf + 1, n - 1);
+		break;
+	case 'i':
+		if ((size_t)n - 1 > sizeof pending_input - pending_input_len) {
+			drop(c); /* it was told to send no more than MAX_DATA at once */
+			break;
+		}
+		if (input >= 0 && !end_of_input) {
+			memcpy(pending_input + pending_input_len, buf + 1, n - 1);
+			pending_input_len += n - 1;
+		}
+		c->accepted += n - 1;
+		break;
+	case 'e':
+		end_of_input = true;
+		break;
+	case 'w':
+		if (opt.tty && sscanf(buf + 1, "%hu %hu", &window.ws_row, &window.ws_col) == 2)
+			ioctl(input, TIOCSWINSZ, &window);
+		break;
+	case 'h':
+		if (opt.id && status < 0)
+			kill(-command, SIGHUP);
+		break;
+	}
+}
+
+static void __attribute__((noreturn)) leave_session(void)
+{
+	char path[256];
+
+	path_in_dir(path, "session-%s.sock", opt.id, 0);
+	unlink(path);
+	_exit(0);
+}
+
+/* transmit sends c what waits for it. It returns false if the socket is full. */
+static bool transmit(struct client *c)
+{
+	char text[32];
+
+	if (packet_len > 0) {
+		if (send(c->fd, packet, packet_len, MSG_NOSIGNAL) < 0) {
+			if (errno == EAGAIN)
+				return false;
+			drop(c); /* the packet is for the next one */
+			return true;
+		}
+		packet_len = 0;
+		if (last_packet)
+			leave_session();
+	}
+	if (c->accepted != c->acknowledged) {
+		int n = snprintf(text, sizeof text, "a%lu", c->accepted);
+		if (send(c->fd, text, n, MSG_NOSIGNAL) < 0 && errno == EAGAIN)
+			return false;
+		c->acknowledged = c->accepted;
+	}
+	return true;
+}
+
+/* ---- data ---- */
+
+/* read_output returns false if there is nothing to be had now. */
+static bool read_output(struct output *o)
+{
+	ssize_t n = read(o->fd, packet + 1, MAX_DATA);
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return false;
+	if (n <= 0) { /* end of file; EIO from a terminal that nobody has open any more */
+		if (o->fd != input)
+			close(o->fd);
+		o->fd = -1;
+		return false;
+	}
+	if (opt.id) {
+		packet[0] = o->type;
+		packet_len = 1 + n;
+	} else {
+		write_log(o, packet + 1, n);
+	}
+	return true;
+}
+
+static void write_input(void)
+{
+	ssize_t n = write(input, pending_input, pending_input_len);
+
+	if (n < 0 && errno != EAGAIN && errno != EINTR)
+		n = pending_input_len; /* the command does not read any more */
+	if (n > 0) {
+		pending_input_len -= n;
+		memmove(pending_input, pending_input + n, pending_input_len);
+	}
+}
+
+/* ---- signals ---- */
+
+static void block_signals(void)
+{
+	static const int synchronous[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS };
+	sigset_t set;
+
+	sigfillset(&set);
+	for (size_t i = 0; i < sizeof synchronous / sizeof *synchronous; i++)
+		sigdelset(&set, synchronous[i]);
+	signal(SIGPIPE, SIG_IGN);
+	sigprocmask(SIG_SETMASK, &set, NULL);
+	signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+	if (signals < 0)
+		fail("creating a signalfd");
+}
+
+static void take_signals(void)
+{
+	struct signalfd_siginfo info;
+	int ended;
+	pid_t pid;
+
+	while (read(signals, &info, sizeof info) == sizeof info)
+		if (info.ssi_signo != SIGCHLD && status < 0)
+			kill(command, info.ssi_signo);
+	while ((pid = waitpid(-1, &ended, WNOHANG)) > 0)
+		if (pid == command)
+			status = WIFSIGNALED(ended) ? 128 + WTERMSIG(ended) : WEXITSTATUS(ended);
+}
+
+/* ---- the loop ---- */
+
+static time_t now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec;
+}
+
+/* drain takes what the command left in its pipes, but not for ever: another process may go on writing. */
+static void drain(void)
+{
+	static int drained;
+
+	for (struct output *o = outputs; o < outputs + 2; o++)
+		while (o->fd >= 0 && packet_len == 0 && drained++ < MAX_DRAINED && read_output(o))
+			;
+}
+
+/* end is called while the command has ended and no packet waits. */
+static void end(void)
+{
+	static time_t deadline;
+
+	if (!opt.id) {
+		drain();
+		finish(status);
+	}
+	if (clients[0].fd >= 0) {
+		drain();
+		if (packet_len == 0) {
+			packet_len = snprintf(packet, sizeof packet, "x%d", status);
+			last_packet = true;
+		}
+	} else if (deadline == 0) {
+		deadline = now() + LINGER;
+	} else if (now() >= deadline) {
+		leave_session();
+	}
+}
+
+static void serve(void)
+{
+	enum { SIGNALS, LISTENER, INPUT, OUTPUTS, CLIENTS = OUTPUTS + 2, POLLED = CLIENTS + MAX_CLIENTS };
+	struct pollfd p[POLLED];
+
+	for (;;) {
+		if (status >= 0 && packet_len == 0)
+			end();
+		if (end_of_input && pending_input_len == 0 && input >= 0 && !opt.tty) {
+			close(input);
+			input = -1;
+		}
+		bool room = sizeof pending_input - pending_input_len >= MAX_DATA;
+		/* A session's output waits for its client; the main command's never waits. */
+		bool ready = status < 0 && packet_len == 0 && (!opt.id || clients[0].fd >= 0);
+
+		p[SIGNALS] = (struct pollfd){ .fd = signals, .events = POLLIN };
+		p[LISTENER] = (struct pollfd){ .fd = listener, .events = POLLIN };
+		p[INPUT] = (struct pollfd){ .fd = pending_input_len > 0 ? input : -1, .events = POLLOUT };
+		for (int i = 0; i < 2; i++)
+			p[OUTPUTS + i] = (struct pollfd){ .fd = ready ? outputs[i].fd : -1, .events = POLLIN };
+		for (int i = 0; i < MAX_CLIENTS; i++) {
+			struct client *c = &clients[i];
+			bool full = c->fd >= 0 && !transmit(c); /* may drop c */
+			p[CLIENTS + i] = (struct pollfd){
+				.fd = c->fd, .events = POLLRDHUP | (room ? POLLIN : 0) | (full ? POLLOUT : 0),
+			};
+		}
+		/* After the end there is more to drain at once if a packet could be sent; else time passes. */
+		bool sent = packet_len == 0 && clients[0].fd >= 0;
+		if (poll(p, POLLED, status < 0 ? -1 : sent ? 0 : 1000) < 0)
+			continue;
+		for (int i = 0; i < MAX_CLIENTS; i++) {
+			if (p[CLIENTS + i].revents & POLLIN)
+				receive(&clients[i]);
+			else if (p[CLIENTS + i].revents & (POLLRDHUP | POLLHUP | POLLERR))
+				drop(&clients[i]);
+		}
+		if (p[SIGNALS].revents)
+			take_signals();
+		if (p[LISTENER].revents)
+			accept_client();
+		if (p[INPUT].revents)
+			write_input();
+		for (int i = 0; i < 2; i++)
+			if (p[OUTPUTS + i].revents && packet_len == 0)
+				read_output(&outputs[i]);
+	}
+}
+
+/* ---- start ---- */
+
+static void parse_groups(const char *list)
+{
+	for (char *end; *list && opt.ngroups < MAX_GROUPS; list = *end ? end + 1 : end) {
+		opt.groups[opt.ngroups++] = strtoul(list, &end, 10);
+		if (end == list)
+			break;
+	}
+}
+
+/* parse_options returns false if an option is unknown or the command is missing. */
+static bool parse_options(char **argv)
+{
+	for (; *argv && strcmp(*argv, "--") != 0; argv++) {
+		const char *name = *argv;
+		if (strcmp(name, "--tty") == 0) {
+			opt.tty = true;
+			continue;
+		}
+		if (strcmp(name, "--stdin") == 0) {
+			opt.stdin = true;
+			continue;
+		}
+		char *value = *++argv;
+		if (!value)
+			return false;
+		if (strcmp(name, "--dir") == 0)
+			opt.dir = value;
+		else if (strcmp(name, "--id") == 0)
+			opt.id = value;
+		else if (strcmp(name, "--uid") == 0)
+			opt.uid = strtoul(value, NULL, 10);
+		else if (strcmp(name, "--gid") == 0)
+			opt.gid = strtoul(value, NULL, 10);
+		else if (strcmp(name, "--groups") == 0)
+			parse_groups(value);
+		else if (strcmp(name, "--cwd") == 0)
+			opt.cwd = value;
+		else if (strcmp(name, "--rows") == 0)
+			opt.window.ws_row = strtoul(value, NULL, 10);
+		else if (strcmp(name, "--columns") == 0)
+			opt.window.ws_col = strtoul(value, NULL, 10);
+		else if (strcmp(name, "--env") == 0)
+			putenv(value);
+		else if (strcmp(name, "--log-segment") == 0)
+			opt.segment = strtoull(value, NULL, 10);
+		else
+			return false;
+	}
+	opt.command = *argv ? argv + 1 : argv;
+	return *opt.command != NULL;
+}
+
+/* run_session turns a fork of the first process into the keeper of a session. */
+static void run_session(int client, char *request, size_t len)
+{
+	static char *words[MAX_WORDS + 1];
+	const char *dir = opt.dir;
+	char name[64];
+
+	/* 3 may be taken by what is closed here; the client's connection moves there. */
+	dup2(client, 3);
+	close_range(4, ~0U, 0);
+	fcntl(3, F_SETFD, FD_CLOEXEC);
+	fcntl(3, F_SETFL, O_NONBLOCK);
+	for (int i = 0; i < MAX_CLIENTS; i++)
+		clients[i].fd = -1;
+	clients[0] = (struct client){ .fd = 3 };
+	outputs[0].fd = outputs[1].fd = outputs[0].file = outputs[1].file = input = -1;
+	pending_input_len = 0;
+	end_of_input = false;
+	opt = (struct options){ .dir = dir, .id = "", .cwd = "/", .window = { .ws_row = 24, .ws_col = 80 } };
+	command = -1;
+	prctl(PR_SET_NAME, "podinit-session");
+	setsid();
+
+	size_t n = 0;
+	for (char *word = request; word < request + len && n < MAX_WORDS; word += strlen(word) + 1)
+		words[n++] = word;
+	errno = EINVAL;
+	if (!parse_options(words) || !*opt.id || strchr(opt.id, '/'))
+		fail("the request for a session");
+	snprintf(name, sizeof name, "session-%s", opt.id);
+	block_signals();
+	listen_at(name);
+	start_command();
+	serve();
+	_exit(0);
+}
+
+int main(int argc, char **argv)
+{
+	for (int i = 0; i < MAX_CLIENTS; i++)
+		clients[i].fd = -1;
+	if (argc < 3 || strcmp(argv[1], "run") != 0 || !parse_options(argv + 2) || opt.id || opt.segment <= 0) {
+		dprintf(2, "usage: podinit run [--tty] [--stdin] [--uid N] [--gid N] [--groups N,...] [--cwd DIR]\n"
+			   "       [--rows N] [--columns N] [--env NAME=VALUE]... [--dir DIR] [--log-segment BYTES]\n"
+			   "       -- COMMAND [ARGUMENT...]\n");
+		return EXIT_SETUP;
+	}
+	umask(022);
+	open_segment(&outputs[0], 0);
+	open_segment(&outputs[1], 0);
+	/* What the runtime left at 0, 1 and 2 is the host's: no file of the host may stay open. */
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null < 0)
+		fail("opening /dev/null");
+	for (int fd = 0; fd < 3; fd++)
+		dup2(null, fd);
+	if (null > 2)
+		close(null);
+	if (chdir("/") < 0)
+		fail("changing to /");
+	block_signals();
+	listen_at("main");
+	start_command();
+	serve();
+}

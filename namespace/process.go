@@ -1,0 +1,230 @@
+package namespace
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"golang.org/x/sys/unix"
+
+	"podd/pod"
+)
+
+// Start makes the namespaces of a prepared container and starts its init, which
+// starts the main command. When it returns the init runs; a command that can't
+// be executed ends with 126 or 127 at once, and says why in the log.
+func (c *Container) Start(ctx context.Context) error {
+	if err := c.start(); err != nil {
+		return fmt.Errorf("starting container %s: %w", c.id, err)
+	}
+	return ctx.Err()
+}
+
+func (c *Container) start() error {
+	config, err := c.config()
+	if err != nil {
+		return err
+	}
+	init, err := c.initProcess()
+	if err != nil {
+		return err
+	}
+	container, err := libcontainer.Create(c.runtime.opts.RunDir+"/libcontainer", c.id, config)
+	if err != nil {
+		return err
+	}
+	// From here on Destroy finds everything by the container's ID.
+	if err := container.Start(init); err != nil {
+		return err
+	}
+	pid, err := init.Pid()
+	if err != nil {
+		return err
+	}
+	// The record is written before the init is let go, so a crash can't leave a
+	// running pod that nobody knows.
+	if err := c.adopt(pid); err != nil {
+		return err
+	}
+	return container.Exec()
+}
+
+// Adopt makes a restored init, which pid names on this host, the container's:
+// from then on it is like one that Start made.
+func (c *Container) Adopt(pid int) error {
+	if err := c.adopt(pid); err != nil {
+		return fmt.Errorf("adopting process %d as container %s: %w", pid, c.id, err)
+	}
+	return nil
+}
+
+func (c *Container) adopt(pid int) error {
+	p, err := identify(pid)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.Process = p
+	return c.writeRecord()
+}
+
+// open returns a pidfd of the init, nil if it is not there any more.
+func (c *Container) open() (*os.File, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pidfd != nil {
+		return c.pidfd, nil
+	}
+	if c.record.Process == nil {
+		return nil, nil
+	}
+	fd, err := unix.PidfdOpen(c.record.Process.PID, 0)
+	if err == unix.ESRCH {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the init of %s: %w", c.id, err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd of "+c.id)
+	// Looked at after opening: if it is the same process now, it was then.
+	same, err := c.record.Process.exists()
+	if err != nil || !same {
+		f.Close()
+		return nil, err
+	}
+	c.pidfd = f
+	return f, nil
+}
+
+// PID is the process ID of the pod's init on this host. ok is false if it has
+// ended or there never was one.
+func (c *Container) PID() (pid int, ok bool) {
+	f, err := c.open()
+	if err != nil || f == nil || ended(f) {
+		return 0, false
+	}
+	return c.record.Process.PID, true
+}
+
+// ended reports whether the process has exited, even if nobody has reaped it.
+func ended(pidfd *os.File) bool {
+	poll := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+	n, err := unix.Poll(poll, 0)
+	return err == nil && n > 0
+}
+
+// Signal sends a signal to the pod: the init passes it on to the main command,
+// except SIGKILL, which ends the pod. The error wraps pod.ErrPhase if it does
+// not run.
+func (c *Container) Signal(signal unix.Signal) error {
+	f, err := c.open()
+	if err != nil {
+		return err
+	}
+	if f == nil {
+		return fmt.Errorf("signalling container %s: %w: not running", c.id, pod.ErrPhase)
+	}
+	err = unix.PidfdSendSignal(int(f.Fd()), signal, nil, 0)
+	if err == unix.ESRCH {
+		return fmt.Errorf("signalling container %s: %w: not running", c.id, pod.ErrPhase)
+	}
+	if err != nil {
+		return fmt.Errorf("signalling container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// ExitKilled is the exit status of a pod whose init was killed: 128+SIGKILL.
+const ExitKilled = 128 + int(unix.SIGKILL)
+
+// Wait waits until the pod has ended and returns the exit status of its main
+// command: 0 to 255, 128+n for signal n. Any number of callers may wait, of
+// whatever process started the pod. The error wraps pod.ErrPhase if it was never
+// started.
+func (c *Container) Wait(ctx context.Context) (int, error) {
+	f, err := c.open()
+	if err != nil {
+		return 0, err
+	}
+	if f != nil {
+		if err := awaitExit(ctx, f); err != nil {
+			return 0, fmt.Errorf("waiting for container %s: %w", c.id, err)
+		}
+		// The init is our child unless podd was restarted; only then is this needed.
+		err := unix.Waitid(unix.P_PIDFD, int(f.Fd()), nil, unix.WEXITED|unix.WNOHANG, nil)
+		if err != nil && err != unix.ECHILD {
+			return 0, fmt.Errorf("reaping the init of %s: %w", c.id, err)
+		}
+	} else if c.record.Process == nil {
+		return 0, fmt.Errorf("waiting for container %s: %w: never started", c.id, pod.ErrPhase)
+	}
+	return c.exitStatus()
+}
+
+// awaitExit waits for the process with the runtime's poller.
+func awaitExit(ctx context.Context, pidfd *os.File) error {
+	// A descriptor of its own: its deadline is this caller's alone.
+	fd, err := unix.FcntlInt(pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("duplicating a pidfd: %w", err)
+	}
+	// Whoever called Fd made it blocking; the poller takes only what is not.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return errors.Join(fmt.Errorf("setting up a pidfd: %w", err), unix.Close(fd))
+	}
+	f := os.NewFile(uintptr(fd), pidfd.Name())
+	defer f.Close()
+	stop := context.AfterFunc(ctx, func() {
+		// The only error is that f is closed already.
+		_ = f.SetReadDeadline(time.Unix(1, 0))
+	})
+	defer stop()
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	err = conn.Read(func(fd uintptr) bool {
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(poll, 0)
+		return err == nil && n > 0
+	})
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return ctx.Err()
+	}
+	return err
+}
+
+// exitStatus reads what the init left behind. It leaves nothing when it is
+// killed itself.
+func (c *Container) exitStatus() (int, error) {
+	upper, err := openDir(c.paths.upper)
+	if err != nil {
+		return 0, fmt.Errorf("reading the exit status: %w", err)
+	}
+	defer upper.Close()
+	f, err := openRegular(upper, initDir+"/exit", false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return ExitKilled, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("reading the exit status: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 8))
+	if err != nil {
+		return 0, fmt.Errorf("reading the exit status: %w", err)
+	}
+	status, err := strconv.ParseUint(string(bytes.TrimSpace(text)), 10, 8)
+	if err != nil {
+		return 0, fmt.Errorf("reading the exit status: %w", err)
+	}
+	return int(status), nil
+}

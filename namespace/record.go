@@ -1,0 +1,105 @@
+package namespace
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"podd/namespace/image"
+)
+
+// record is what container.json holds.
+type record struct {
+	Config Config `json:"config"`
+	// Image is what the name of the image meant when the container was made.
+	Image     image.Image `json:"image"`
+	CreatedAt time.Time   `json:"createdAt"`
+	// Process is the pod's init, nil before there is one.
+	Process *process `json:"process,omitempty"`
+}
+
+// process identifies a process for good: PIDs are used again, but not with the
+// same start time in the same boot.
+type process struct {
+	PID int `json:"pid"`
+	// StartTime is field 22 of /proc/PID/stat, in clock ticks since boot.
+	StartTime uint64 `json:"startTime"`
+	// Boot is the kernel's random boot_id.
+	Boot string `json:"boot"`
+}
+
+func (c *Container) readRecord() error {
+	data, err := os.ReadFile(c.paths.record)
+	if err != nil {
+		return fmt.Errorf("reading the container's record: %w", err)
+	}
+	if err := json.Unmarshal(data, &c.record); err != nil {
+		return fmt.Errorf("reading the container's record %s: %w", c.paths.record, err)
+	}
+	if id := ID(c.record.Config.Spec.Name, c.record.Config.Epoch); id != c.id {
+		return fmt.Errorf("the container's record %s is about %s", c.paths.record, id)
+	}
+	return nil
+}
+
+func (c *Container) writeRecord() error {
+	data, err := json.MarshalIndent(c.record, "", "\t")
+	if err == nil {
+		err = renameio.WriteFile(c.paths.record, append(data, '\n'), 0o600, renameio.IgnoreUmask())
+	}
+	if err != nil {
+		return fmt.Errorf("writing the container's record: %w", err)
+	}
+	return nil
+}
+
+// identify reads what tells the process apart from later ones with its PID.
+func identify(pid int) (*process, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, fmt.Errorf("identifying process %d: %w", pid, err)
+	}
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	p := &process{PID: pid, Boot: boot}
+	// The name, field 2, is in parentheses and may contain anything.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	if len(fields) < 20 {
+		return nil, fmt.Errorf("identifying process %d: /proc/%d/stat has %d fields", pid, pid, len(fields)+2)
+	}
+	if _, err := fmt.Sscan(fields[19], &p.StartTime); err != nil {
+		return nil, fmt.Errorf("identifying process %d: start time %q: %w", pid, fields[19], err)
+	}
+	return p, nil
+}
+
+// exists reports whether the process is still there, perhaps as a zombie.
+func (p *process) exists() (bool, error) {
+	if p == nil {
+		return false, nil
+	}
+	now, err := identify(p.PID)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return *now == *p, nil
+}
+
+func bootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("reading the boot ID: %w", err)
+	}
+	return strings.TrimSpace(string(id)), nil
+}

@@ -1,0 +1,42 @@
+package namespace
+
+import (
+	"fmt"
+	"sync"
+
+	profile "github.com/moby/profiles/seccomp"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// systemCallFilter is the default filter of containers for the capabilities a
+// pod has, which is Docker's; podman's is an older and laxer version of it
+// (mount, ptrace of others, keyctl and some more are allowed there and not
+// here). Two things are added for the sake of moving:
+//
+//   - io_uring_* fail with ENOSYS, because CRIU can't dump a ring and programs
+//     that find none use epoll;
+//   - clone and unshare fail with EPERM for any new namespace and clone3, whose
+//     flags a filter can't see, with ENOSYS, so that the C library falls back
+//     to clone. The profile has these already for a pod without CAP_SYS_ADMIN;
+//     browsers take it for a system without user namespaces.
+var systemCallFilter = sync.OnceValues(func() (*configs.Seccomp, error) {
+	caps := &specs.LinuxCapabilities{Bounding: capabilities}
+	spec, err := profile.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: caps}})
+	if err != nil {
+		return nil, fmt.Errorf("making the system call filter: %w", err)
+	}
+	enosys := uint(unix.ENOSYS)
+	spec.Syscalls = append(spec.Syscalls, specs.LinuxSyscall{
+		Names:    []string{"io_uring_setup", "io_uring_enter", "io_uring_register"},
+		Action:   specs.ActErrno,
+		ErrnoRet: &enosys,
+	})
+	filter, err := specconv.SetupSeccomp(spec)
+	if err != nil {
+		return nil, fmt.Errorf("making the system call filter: %w", err)
+	}
+	return filter, nil
+})
