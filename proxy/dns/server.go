@@ -41,13 +41,13 @@ func Listen(ctx context.Context, addrs []netip.AddrPort, h dns.Handler, log *slo
 		// TCP first: unlike UDP, a second listener is always refused.
 		l, err := config.Listen(ctx, "tcp4", addr.String())
 		if err != nil {
-			s.close()
+			s.Close()
 			return nil, listenError(addr, err)
 		}
 		s.servers = append(s.servers, &dns.Server{Listener: l})
 		p, err := config.ListenPacket(ctx, "udp4", l.Addr().String())
 		if err != nil {
-			s.close()
+			s.Close()
 			return nil, listenError(addr, err)
 		}
 		s.servers = append(s.servers, &dns.Server{PacketConn: p, UDPSize: dns.DefaultMsgSize})
@@ -79,7 +79,9 @@ func freebind(_, _ string, c syscall.RawConn) error {
 	return err
 }
 
-func (s *Server) close() {
+// Close closes the sockets of a server that does not serve. After Serve it does
+// nothing more.
+func (s *Server) Close() {
 	for _, server := range s.servers {
 		if server.Listener != nil {
 			server.Listener.Close()

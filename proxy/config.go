@@ -1,0 +1,218 @@
+package proxy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"podd/directory"
+	"podd/pod"
+	"podd/proxy/datapath"
+)
+
+// EmbeddedDirectory as the directory's address makes the daemon run the
+// directory in its own process.
+const EmbeddedDirectory = "embedded"
+
+const (
+	// DefaultPort is the port of podproxy's API.
+	DefaultPort = 7444
+	dnsPort     = 53
+)
+
+// Config is everything podproxy can be told. The TOML keys are the names of the
+// command-line flags; a flag wins over the file.
+type Config struct {
+	// Name is the proxy's name in the cluster; empty means the machine's.
+	Name string `toml:"name"`
+	// Address is the proxy's address on its own subnet, as hosts reach it.
+	Address string `toml:"address"`
+	// Listen is the address and port of the API, /metrics and /healthz; empty
+	// means port 7444 on Address.
+	Listen string `toml:"listen"`
+	// StateDir keeps the directory, if embedded; RunDir what need not survive
+	// a reboot.
+	StateDir string `toml:"state-dir"`
+	RunDir   string `toml:"run-dir"`
+	// Directory is "embedded", or the URLs of an etcd cluster, with commas between.
+	Directory string `toml:"directory"`
+	// PublicPrefix is what clients connect to, paired 1:1 with VirtualPrefix,
+	// which pods see. Neither changes over the life of a cluster.
+	PublicPrefix  string `toml:"public-prefix"`
+	VirtualPrefix string `toml:"virtual-prefix"`
+	// Zone is the DNS zone of the pods' names.
+	Zone string `toml:"zone"`
+	// DNSListen is where clients ask for names; empty means port 53 on Address.
+	DNSListen string `toml:"dns-listen"`
+	// DNSUpstream are the name servers asked for pods' queries about all
+	// other names, as ADDRESS or ADDRESS:PORT.
+	DNSUpstream []string `toml:"dns-upstream"`
+	// LogLevel is debug, info, warn or error; LogFormat text or json.
+	LogLevel  string `toml:"log-level"`
+	LogFormat string `toml:"log-format"`
+}
+
+// DefaultConfig is the configuration where nothing is said.
+func DefaultConfig() Config {
+	return Config{
+		StateDir:      "/var/lib/podproxy",
+		RunDir:        "/run/podproxy",
+		Directory:     EmbeddedDirectory,
+		PublicPrefix:  "198.18.0.0/16",
+		VirtualPrefix: "100.64.0.0/16",
+		Zone:          "pods.internal",
+		LogLevel:      "info",
+		LogFormat:     "text",
+	}
+}
+
+// LoadConfig reads a TOML file over the defaults. A key it does not know is an
+// error that names the line.
+func LoadConfig(path string) (Config, error) {
+	config := DefaultConfig()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return config, fmt.Errorf("reading the configuration: %w", err)
+	}
+	decoder := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
+	if err := decoder.Decode(&config); err != nil {
+		var strict *toml.StrictMissingError
+		var syntax *toml.DecodeError
+		switch {
+		case errors.As(err, &strict):
+			return config, fmt.Errorf("%w: configuration %s: unknown key:\n%s", pod.ErrInvalid, path, strict.String())
+		case errors.As(err, &syntax):
+			return config, fmt.Errorf("%w: configuration %s:\n%s", pod.ErrInvalid, path, syntax.String())
+		}
+		return config, fmt.Errorf("%w: configuration %s: %w", pod.ErrInvalid, path, err)
+	}
+	return config, nil
+}
+
+// settings is a Config that was checked and parsed.
+type settings struct {
+	Config
+	physical  netip.Addr
+	listen    netip.AddrPort
+	cluster   directory.Cluster
+	dnsListen []netip.AddrPort
+	upstreams []netip.AddrPort
+	endpoints []string // empty when the directory is embedded
+}
+
+func (c Config) settings() (settings, error) {
+	s := settings{Config: c}
+	if s.Name == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return s, fmt.Errorf("finding the machine's name: %w", err)
+		}
+		s.Name, _, _ = strings.Cut(strings.ToLower(name), ".")
+	}
+	if err := pod.ValidateName(s.Name); err != nil {
+		return s, fmt.Errorf("proxy name: %w", err)
+	}
+	if s.Address == "" {
+		return s, fmt.Errorf("%w: no address: set --address to the proxy's address on its own subnet", pod.ErrInvalid)
+	}
+	var err error
+	if s.physical, err = netip.ParseAddr(s.Address); err != nil || !s.physical.Is4() || s.physical.IsUnspecified() {
+		return s, fmt.Errorf("%w: address %q: want an IPv4 address of this machine", pod.ErrInvalid, s.Address)
+	}
+	if s.listen, err = addrPort(s.Listen, netip.AddrPortFrom(s.physical, DefaultPort)); err != nil {
+		return s, fmt.Errorf("listen address: %w", err)
+	}
+	for _, dir := range []struct{ name, path string }{{"state-dir", s.StateDir}, {"run-dir", s.RunDir}} {
+		if !filepath.IsAbs(dir.path) {
+			return s, fmt.Errorf("%w: %s %q: want an absolute path", pod.ErrInvalid, dir.name, dir.path)
+		}
+	}
+	if s.endpoints, err = endpoints(s.Directory); err != nil {
+		return s, err
+	}
+	if err := s.parseCluster(); err != nil {
+		return s, err
+	}
+	return s, s.parseDNS()
+}
+
+func (s *settings) parseCluster() error {
+	s.cluster.Zone = s.Zone
+	for _, p := range []struct {
+		name, value string
+		prefix      *netip.Prefix
+	}{{"public-prefix", s.PublicPrefix, &s.cluster.Public}, {"virtual-prefix", s.VirtualPrefix, &s.cluster.Virtual}} {
+		var err error
+		if *p.prefix, err = netip.ParsePrefix(p.value); err != nil {
+			return fmt.Errorf("%w: %s %q: want a prefix such as 198.18.0.0/16", pod.ErrInvalid, p.name, p.value)
+		}
+	}
+	if err := s.cluster.Validate(); err != nil {
+		return err
+	}
+	for _, prefix := range []netip.Prefix{s.cluster.Public, s.cluster.Virtual} {
+		if prefix.Contains(s.physical) {
+			return fmt.Errorf("%w: the proxy's own address %s is in %s, which belongs to pods", pod.ErrInvalid, s.physical, prefix)
+		}
+	}
+	return nil
+}
+
+func (s *settings) parseDNS() error {
+	listen, err := addrPort(s.DNSListen, netip.AddrPortFrom(s.physical, dnsPort))
+	if err != nil {
+		return fmt.Errorf("DNS listen address: %w", err)
+	}
+	s.dnsListen = []netip.AddrPort{listen}
+	// Pods ask at the gateway; an unspecified address includes it.
+	if gateway := netip.AddrPortFrom(pod.Gateway, dnsPort); !(listen.Addr().IsUnspecified() && listen.Port() == dnsPort) && listen != gateway {
+		s.dnsListen = append(s.dnsListen, gateway)
+	}
+	for _, u := range s.DNSUpstream {
+		if !strings.Contains(u, ":") {
+			u = net.JoinHostPort(u, fmt.Sprint(dnsPort))
+		}
+		upstream, err := addrPort(u, netip.AddrPort{})
+		if err != nil {
+			return fmt.Errorf("DNS upstream: %w", err)
+		}
+		s.upstreams = append(s.upstreams, upstream)
+	}
+	return nil
+}
+
+// addrPort parses s; empty means fallback.
+func addrPort(s string, fallback netip.AddrPort) (netip.AddrPort, error) {
+	if s == "" && fallback.IsValid() {
+		return fallback, nil
+	}
+	a, err := netip.ParseAddrPort(s)
+	if err != nil || !a.Addr().Is4() {
+		return a, fmt.Errorf("%w: %q: want IPv4-ADDRESS:PORT", pod.ErrInvalid, s)
+	}
+	return a, nil
+}
+
+func endpoints(directory string) ([]string, error) {
+	if directory == EmbeddedDirectory {
+		return nil, nil
+	}
+	urls := strings.Split(directory, ",")
+	for _, url := range urls {
+		if !strings.HasPrefix(url, "http://") && !strings.HasPrefix(url, "https://") {
+			return nil, fmt.Errorf("%w: directory %q: want %q or URLs such as https://10.0.0.5:2379", pod.ErrInvalid, url, EmbeddedDirectory)
+		}
+	}
+	return urls, nil
+}
+
+func (s *settings) datapath() datapath.Config {
+	return datapath.Config{Physical: s.physical, PublicPrefix: s.cluster.Public, VirtualPrefix: s.cluster.Virtual}
+}

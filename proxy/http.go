@@ -1,0 +1,100 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"podd/api"
+	poddv1 "podd/api/podd/v1"
+	"podd/api/podd/v1/poddv1connect"
+)
+
+const (
+	// holdTimeout bounds a call that waits for the hold. A move goes on
+	// without one, so it is short.
+	holdTimeout = 2 * time.Second
+	// healthTimeout bounds the health check's question to the directory.
+	healthTimeout = time.Second
+	// stopTimeout is how long calls under way are waited for.
+	stopTimeout = 2 * time.Second
+)
+
+// handler is everything podproxy serves on its API port.
+func (p *Proxy) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(poddv1connect.NewProxyServiceHandler(&service{p.reconciler}, api.HandlerOptions()))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		if err := p.health(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	return mux
+}
+
+// service implements poddv1connect.ProxyServiceHandler.
+type service struct{ reconciler *reconciler }
+
+func (s *service) Hold(ctx context.Context, request *connect.Request[poddv1.HoldRequest]) (*connect.Response[poddv1.HoldResponse], error) {
+	ctx, cancel := context.WithTimeout(ctx, holdTimeout)
+	defer cancel()
+	if err := s.reconciler.Hold(ctx, request.Msg.GetMove()); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&poddv1.HoldResponse{}), nil
+}
+
+// health is nil when the directory answers and the kernel is as it should be.
+func (p *Proxy) health(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	_, err := p.dir.Cluster(ctx)
+	if failure := p.reconciler.failure.Load(); failure != nil {
+		err = errors.Join(err, *failure)
+	}
+	return err
+}
+
+func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler:           handler,
+		Protocols:         protocols,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       time.Minute,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// serveHTTP serves until ctx ends, then lets calls end for a moment.
+func serveHTTP(ctx context.Context, server *http.Server, l net.Listener) error {
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		patience, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		defer cancel()
+		if server.Shutdown(patience) != nil {
+			_ = server.Close()
+		}
+	})
+	err := server.Serve(l)
+	if !stop() {
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serving the API at %s: %w", l.Addr(), err)
+}

@@ -1,0 +1,95 @@
+package proxy
+
+import (
+	"strings"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"podd/directory"
+	"podd/proxy/datapath"
+	"podd/proxy/dns"
+	"podd/version"
+)
+
+// metrics are podproxy's own; names follow Prometheus' conventions (base units,
+// _total for counters).
+type metrics struct {
+	registry *prometheus.Registry
+	set      prometheus.Histogram
+	failures prometheus.Counter
+	hold     *prometheus.HistogramVec
+	queries  *prometheus.CounterVec
+}
+
+func newMetrics() *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		set: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "podproxy_datapath_set_seconds", Help: "Time to bring the kernel in line with one view of the directory.",
+			Buckets: prometheus.ExponentialBuckets(50e-6, 4, 10),
+		}),
+		failures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "podproxy_datapath_set_failures_total", Help: "Attempts at that which failed, to be repeated.",
+		}),
+		hold: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "podproxy_hold_seconds", Help: "How long the packets of a moving pod were queued, by what ended it.",
+			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+		}, []string{"outcome"}),
+		queries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "podproxy_dns_queries_total", Help: "DNS queries answered, by audience and response code.",
+		}, []string{"audience", "rcode"}),
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "podproxy_info", Help: "Always 1; the label says which build runs.",
+		ConstLabels: prometheus.Labels{"version": version.String()},
+	})
+	info.Set(1)
+	m.registry.MustRegister(m.set, m.failures, m.hold, m.queries, info,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *metrics) setTook(d time.Duration, err error) {
+	m.set.Observe(d.Seconds())
+	if err != nil {
+		m.failures.Inc()
+	}
+}
+
+func (m *metrics) holdEnded(outcome string, d time.Duration) {
+	m.hold.WithLabelValues(outcome).Observe(d.Seconds())
+}
+
+func (m *metrics) query(a dns.Audience, rcode int) {
+	name, ok := mdns.RcodeToString[rcode]
+	if !ok {
+		name = "other"
+	}
+	m.queries.WithLabelValues(string(a), strings.ToLower(name)).Inc()
+}
+
+// watch adds what the data path and the view know themselves.
+func (m *metrics) watch(stats func() datapath.Stats, view func() *directory.View) {
+	gauge := func(name, help string, value func() float64) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	counter := func(name, help string, value func() float64) {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, value))
+	}
+	gauge("podproxy_pods", "Pods that have a path.", func() float64 { return float64(stats().Pods) })
+	gauge("podproxy_pods_held", "Pods whose packets are queued now.", func() float64 { return float64(len(stats().Held)) })
+	gauge("podproxy_devices", "Labelled devices.", func() float64 { return float64(stats().Devices) })
+	gauge("podproxy_devices_superseded", "Labelled devices about to be deleted.", func() float64 { return float64(stats().Superseded) })
+	gauge("podproxy_hosts", "Hosts that labelled packets are accepted from.", func() float64 { return float64(stats().Hosts) })
+	counter("podproxy_switches_total", "Paths that were switched to another host.", func() float64 { return float64(stats().Switches) })
+	counter("podproxy_kernel_changes_total", "Changes made in the kernel.", func() float64 { return float64(stats().Changes) })
+	gauge("podproxy_directory_revision", "Revision of the directory last seen.", func() float64 {
+		if v := view(); v != nil {
+			return float64(v.Revision)
+		}
+		return 0
+	})
+}
