@@ -11,22 +11,12 @@ import (
 	"podd/vnet"
 	"podd/vnet/netns"
 	"podd/vnet/vnettest"
-
-	"github.com/vishvananda/netlink"
 )
 
 // received returns how many packets a device of the namespace at path has received.
 func received(t testing.TB, path, device string) uint64 {
 	t.Helper()
-	var count uint64
-	vnettest.Do(t, path, func() error {
-		link, err := netlink.LinkByName(device)
-		if err != nil {
-			return err
-		}
-		count = link.Attrs().Statistics.RxPackets
-		return nil
-	})
+	_, count := vnettest.Packets(t, path, device)
 	return count
 }
 

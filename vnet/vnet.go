@@ -17,6 +17,7 @@ import (
 	"net/netip"
 
 	"podd/pod"
+	"podd/vnet/firewall"
 	"podd/vnet/netns"
 	"podd/vnet/vxlan"
 )
@@ -66,6 +67,30 @@ func (n *Network) Close() error { return n.host.Close() }
 func (n *Network) EnsureAnchor() error {
 	return vxlan.EnsureAnchor(n.host, n.config.Physical, n.config.Port)
 }
+
+// firewallOwner marks the host's rule.
+const firewallOwner firewall.Owner = "podd"
+
+// firewall is the one rule of a host: labelled packets come from the proxy
+// only. The label is no secret, and the kernel does not compare the outer
+// source address with the device's remote one.
+func (n *Network) firewall() []firewall.Chain {
+	return []firewall.Chain{{Table: "raw", Name: "PREROUTING", Rules: []string{
+		fmt.Sprintf("-p udp --dport %d ! -s %s/32 -j DROP", n.config.Port, n.config.Proxy),
+	}}}
+}
+
+// EnsureFirewall keeps labelled packets that don't come from the proxy away
+// from the pods. It runs iptables, on the calling thread's network namespace.
+func (n *Network) EnsureFirewall() error {
+	if _, err := firewallOwner.Ensure(n.firewall()); err != nil {
+		return fmt.Errorf("protecting pods from forged packets: %w", err)
+	}
+	return nil
+}
+
+// RemoveFirewall undoes EnsureFirewall.
+func (n *Network) RemoveFirewall() error { return firewallOwner.Remove(n.firewall()) }
 
 // RemoveAnchor undoes EnsureAnchor, for a host that leaves for good.
 func (n *Network) RemoveAnchor() error { return vxlan.RemoveAnchor(n.host) }

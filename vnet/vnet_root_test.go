@@ -305,6 +305,39 @@ func TestAnchorKeepsSilence(t *testing.T) {
 	}
 }
 
+// TestForgedLabel sends a packet for a pod from the client, which is not the proxy.
+func TestForgedLabel(t *testing.T) {
+	topology := vnettest.New(t, 1)
+	host := topology.Hosts[0]
+	n := open(t, host, topology.Proxy)
+	b := binding(300000, "100.64.0.1", host)
+	path := newPod(t, n, b, vnet.AttachOptions{})
+	arrived := vnettest.ListenUDP(t, path, ":5000")
+	packet := vnettest.Datagram(topology.Client.Address, b.Virtual, 5000, "labelled")
+	send := func(from vnettest.Node) {
+		t.Helper()
+		vnettest.SendLabelled(t, from, host, b.Label, vxlan.ProxyMAC, vxlan.PodMAC, packet)
+	}
+	send(topology.Client)
+	vnettest.Eventually(t, "without a rule the packet arrives", func() bool { return arrived() == 1 })
+	for range 2 {
+		host.Do(t, n.EnsureFirewall)
+	}
+	// Both come by the same way, so the second has not overtaken the first.
+	_, before := vnettest.Packets(t, path, vnet.NIC)
+	send(topology.Client)
+	send(topology.Proxy)
+	vnettest.Eventually(t, "the proxy's packet arrives", func() bool { return arrived() == 1 })
+	if _, after := vnettest.Packets(t, path, vnet.NIC); after != before+1 {
+		t.Errorf("%d packets have arrived, want the proxy's", after-before)
+	}
+	for range 2 {
+		host.Do(t, n.RemoveFirewall)
+	}
+	send(topology.Client)
+	vnettest.Eventually(t, "without the rule it arrives again", func() bool { return arrived() == 1 })
+}
+
 // refuses reports whether an ICMP error answers a VXLAN packet with label 9. A
 // second packet, to a port that is surely closed, shows when the answer to the
 // first would have come.

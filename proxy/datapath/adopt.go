@@ -22,7 +22,9 @@ func (d *Datapath) synchronize() error {
 	if err != nil {
 		return err
 	}
-	if err := d.ensureRules(); err != nil {
+	changed, err := ruleOwner.Ensure(rules(d.config))
+	d.kernel.changes.Add(uint64(changed))
+	if err != nil {
 		return err
 	}
 	// After the rules, because connection tracking has no parameters before.
@@ -70,6 +72,7 @@ func (d *Datapath) adopt() error {
 	if err := readNeighbors(c, byIndex); err != nil {
 		return err
 	}
+	held := map[netip.Addr]time.Time{}
 	paths, unclaimed := map[netip.Addr]*path{}, make(map[pod.Label]*device, len(devices))
 	for label, dev := range devices {
 		unclaimed[label] = dev
@@ -88,9 +91,9 @@ func (d *Datapath) adopt() error {
 		virtual, _ := netip.AddrFromSlice(r.Dst.IP)
 		p := &path{virtual: virtual.Unmap(), current: dev}
 		if dev.virtual == p.virtual && dev.neighbor == neighborHeld {
-			p.heldSince = time.Now()
-			if known := d.paths[p.virtual]; known != nil && !known.heldSince.IsZero() {
-				p.heldSince = known.heldSince
+			held[p.virtual] = time.Now()
+			if since, known := d.held[p.virtual]; known {
+				held[p.virtual] = since
 			}
 		}
 		if known := d.paths[p.virtual]; known != nil {
@@ -99,7 +102,7 @@ func (d *Datapath) adopt() error {
 		paths[p.virtual] = p
 		delete(unclaimed, dev.label)
 	}
-	d.paths, d.devices, d.unclaimed = paths, devices, unclaimed
+	d.paths, d.devices, d.unclaimed, d.held = paths, devices, unclaimed, held
 	d.reaper.forget()
 	return nil
 }

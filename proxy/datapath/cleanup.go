@@ -34,7 +34,7 @@ func Cleanup(config Config, log *slog.Logger) error {
 	for batch := range slices.Chunk(devices, cleanupBatch) {
 		failures = append(failures, k.removeDevices(batch...))
 	}
-	failures = append(failures, vxlan.RemoveAnchor(k.conn), removeRules(config), k.removeSets())
+	failures = append(failures, vxlan.RemoveAnchor(k.conn), ruleOwner.Remove(rules(config)), k.removeSets())
 	if err := errors.Join(failures...); err != nil {
 		return fmt.Errorf("cleaning up datapath: %w", err)
 	}

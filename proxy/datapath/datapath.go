@@ -112,7 +112,9 @@ type Datapath struct {
 	devices map[pod.Label]*device
 	// unclaimed devices were found by adopt and not asked for by a Set yet.
 	unclaimed map[pod.Label]*device
-	hosts     map[netip.Addr]bool
+	// held says since when pods are held.
+	held  map[netip.Addr]time.Time
+	hosts map[netip.Addr]bool
 	// calls counts Hold, Release and Abort, sets counts Set.
 	calls, sets uint64
 	switches    uint64
@@ -129,9 +131,8 @@ type path struct {
 	// next is the device of a move under way.
 	current, next *device
 	// settled is true when wanted is what the kernel has.
-	settled   bool
-	wanted    wanted
-	heldSince time.Time
+	settled bool
+	wanted  wanted
 	// call and set are the values of the counters at the last direct call and
 	// at the last Set that concerned the pod.
 	call, set uint64

@@ -125,11 +125,11 @@ func (d *Datapath) switchTo(p *path, to *device) error {
 
 // setHeld holds or opens both ends of a path.
 func (d *Datapath) setHeld(p *path, held bool) error {
-	switch {
-	case held && p.heldSince.IsZero():
-		p.heldSince = time.Now()
-	case !held:
-		p.heldSince = time.Time{}
+	if _, known := d.held[p.virtual]; held && !known {
+		d.held[p.virtual] = time.Now()
+	} else if !held && known {
+		delete(d.held, p.virtual)
+		d.reaper.poke()
 	}
 	if err := d.setNeighbor(p.current, p.virtual, held); err != nil || p.next == nil {
 		return err
@@ -156,6 +156,7 @@ func (d *Datapath) removePath(p *path) error {
 		}
 	}
 	delete(d.paths, p.virtual)
+	delete(d.held, p.virtual)
 	var failures []error
 	for _, dev := range []*device{p.current, p.next} {
 		if dev != nil {

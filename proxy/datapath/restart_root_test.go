@@ -77,7 +77,7 @@ func (l *lab) snapshot() string {
 				lines = append(lines, fmt.Sprintf("set %s %s", name, e.IP))
 			}
 		}
-		count, err := countRules(l.config)
+		count, err := ruleOwner.Count(rules(l.config))
 		lines = append(lines, fmt.Sprintf("rules %d", count))
 		return err
 	})
@@ -230,7 +230,7 @@ func TestRepair(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if err := removeRules(l.config); err != nil {
+		if err := ruleOwner.Remove(rules(l.config)); err != nil {
 			return err
 		}
 		return netlink.LinkDel(link)
@@ -303,7 +303,7 @@ func TestCleanup(t *testing.T) {
 		if len(links) != 2 {
 			t.Errorf("%d devices are left, want lo and uplink", len(links))
 		}
-		if n, err := countRules(l.config); err != nil || n != 0 {
+		if n, err := ruleOwner.Count(rules(l.config)); err != nil || n != 0 {
 			t.Errorf("%d rules are left (%v)", n, err)
 		}
 		sets, err := netlink.IpsetListAll()

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"time"
 )
@@ -24,24 +25,18 @@ type Stats struct {
 func (d *Datapath) Stats() Stats {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := Stats{
-		Pods: len(d.paths), Held: map[netip.Addr]time.Time{},
+	return Stats{
+		Pods: len(d.paths), Held: maps.Clone(d.held),
 		Devices: len(d.devices) + len(d.reaper.deleting), Superseded: len(d.reaper.doomed) + len(d.reaper.deleting),
 		Hosts: len(d.hosts), Switches: d.switches, Changes: d.kernel.changes.Load(),
 	}
-	for virtual, p := range d.paths {
-		if !p.heldSince.IsZero() {
-			s.Held[virtual] = p.heldSince
-		}
-	}
-	return s
 }
 
 // CountRules returns how many iptables rules the proxy has, as iptables sees
 // it. It runs iptables, so it takes some 50 ms and must run on a thread of the
 // proxy's network namespace.
 func (d *Datapath) CountRules() (int, error) {
-	n, err := countRules(d.config)
+	n, err := ruleOwner.Count(rules(d.config))
 	if err != nil {
 		return 0, fmt.Errorf("counting iptables rules: %w", err)
 	}

@@ -5,7 +5,6 @@ package vxlan
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -131,10 +130,7 @@ func EnsureAnchor(c *netns.Conn, local netip.Addr, port uint16) error {
 	case !netns.IsNotFound(err):
 		return fmt.Errorf("looking for device %s: %w", AnchorName, err)
 	}
-	if err := Create(c, want); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
-	}
-	return nil
+	return Create(c, want)
 }
 
 // RemoveAnchor deletes the anchor device, if there is one.
