@@ -1,0 +1,114 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is a process for good: its number alone is given to another one
+// after it has ended.
+type process struct {
+	PID int `json:"pid"`
+	// StartTime is in clock ticks since the machine was started.
+	StartTime uint64 `json:"startTime"`
+}
+
+// errGone means that a process has ended, though it may still be a zombie.
+var errGone = errors.New("the process has ended")
+
+// startTime returns when a process was started. The error wraps errGone when
+// it has ended: some machines' first process reaps nothing, so a zombie, which
+// this counts as ended, can stay for good.
+func startTime(pid int) (uint64, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return 0, fmt.Errorf("process %d: %w", pid, errGone)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("looking at process %d: %w", pid, err)
+	}
+	// The second field, the name in brackets, may hold anything.
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	const state, start = 3 - 3, 22 - 3 // proc(5) counts from 1, and two are cut off
+	if len(fields) <= start {
+		return 0, fmt.Errorf("looking at process %d: %q", pid, stat)
+	}
+	if s := fields[state][0]; s == 'Z' || s == 'X' {
+		return 0, fmt.Errorf("process %d: %w", pid, errGone)
+	}
+	return strconv.ParseUint(string(fields[start]), 10, 64)
+}
+
+func (p process) alive() bool {
+	if p.PID == 0 {
+		return false
+	}
+	t, err := startTime(p.PID)
+	return err == nil && t == p.StartTime
+}
+
+// open returns a descriptor that can only mean this process. The error wraps
+// errGone when it has ended.
+func (p process) open() (int, error) {
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return -1, errGone
+	}
+	if err != nil {
+		return -1, fmt.Errorf("opening process %d: %w", p.PID, err)
+	}
+	if !p.alive() { // looked at after the open: the number can't change hands now
+		unix.Close(fd)
+		return -1, errGone
+	}
+	return fd, nil
+}
+
+// signal does nothing when the process has ended.
+func (p process) signal(s unix.Signal) error {
+	fd, err := p.open()
+	if errors.Is(err, errGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, s, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("sending %v to process %d: %w", s, p.PID, err)
+	}
+	return nil
+}
+
+// wait returns when the process has ended.
+func (p process) wait(ctx context.Context) error {
+	fd, err := p.open()
+	if errors.Is(err, errGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for {
+		// A descriptor of a process is readable when it has ended. The limit
+		// is only there to notice ctx.
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(poll, 50)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("waiting for process %d: %w", p.PID, err)
+		}
+		if n > 0 {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("process %d still runs: %w", p.PID, err)
+		}
+	}
+}
