@@ -3,6 +3,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
@@ -67,6 +68,10 @@ func (d *Datapath) adopt() error {
 		}
 		remote, _ := netip.AddrFromSlice(v.Group)
 		dev := &device{label: label, index: v.Index, remote: remote.Unmap()}
+		// Configuring 10,000 devices again would take a second.
+		if known := d.devices[label]; known != nil && known.index == dev.index && v.Flags&net.FlagUp != 0 {
+			dev.configured = known.configured
+		}
 		devices[label], byIndex[v.Index] = dev, dev
 	}
 	if err := readNeighbors(c, byIndex); err != nil {

@@ -105,8 +105,9 @@ func TestHoldQueues(t *testing.T) {
 		t.Fatal(err)
 	}
 	connected := make(chan *net.TCPConn, 1)
+	address := p.public() + ":80"
 	go func() {
-		c, err := vnettest.TryDial(l.Client.Path, p.public()+":80", vnettest.Timeout)
+		c, err := vnettest.TryDial(l.Client.Path, address, vnettest.Timeout)
 		if err != nil {
 			t.Error(err)
 		}

@@ -39,7 +39,8 @@ type device struct {
 	label  pod.Label
 	index  int
 	remote netip.Addr
-	// configured is false for an adopted device until it is wanted.
+	// configured is false for a device an earlier proxy has left, until it is
+	// wanted.
 	configured bool
 	// virtual is the one address that has a neighbour entry, and neighbor the
 	// state of it.

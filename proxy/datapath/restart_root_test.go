@@ -123,6 +123,9 @@ func TestSetIsIdempotent(t *testing.T) {
 		}
 		l.datapath.Resync()
 		l.set(state)
+		if n := l.datapath.Stats().Changes - first; n != 0 {
+			t.Errorf("a Set after Resync made %d changes", n)
+		}
 		if after := l.snapshot(); after != before {
 			t.Errorf("a Set after Resync changed\n%s\nto\n%s", before, after)
 		}

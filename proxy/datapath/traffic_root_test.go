@@ -9,7 +9,6 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"podd/vnet/vnettest"
 )
@@ -19,6 +18,7 @@ import (
 type conversation struct {
 	*net.TCPConn
 	sent, answered atomic.Uint64
+	underWay       chan struct{}
 	stop           chan struct{}
 	result         chan error
 }
@@ -28,7 +28,10 @@ const window = 64
 
 func converse(t testing.TB, path, address, greeting string) *conversation {
 	t.Helper()
-	c := &conversation{TCPConn: vnettest.Dial(t, path, address), stop: make(chan struct{}), result: make(chan error, 2)}
+	c := &conversation{
+		TCPConn:  vnettest.Dial(t, path, address),
+		underWay: make(chan struct{}, window), stop: make(chan struct{}), result: make(chan error, 2),
+	}
 	vnettest.ExpectGreeting(t, c, greeting)
 	go func() { c.result <- c.write() }()
 	go func() { c.result <- c.read() }()
@@ -42,12 +45,7 @@ func (c *conversation) write() error {
 		select {
 		case <-c.stop:
 			return nil
-		default:
-		}
-		if c.sent.Load() > c.answered.Load()+window {
-			// The reader is behind; give it the processor.
-			time.Sleep(50 * time.Microsecond)
-			continue
+		case c.underWay <- struct{}{}:
 		}
 		binary.BigEndian.PutUint64(message[:], c.sent.Add(1))
 		if _, err := c.Write(message[:]); err != nil {
@@ -68,6 +66,7 @@ func (c *conversation) read() error {
 		if got, want := binary.BigEndian.Uint64(message[:]), c.answered.Add(1); got != want {
 			return fmt.Errorf("answer %d came where %d was due", got, want)
 		}
+		<-c.underWay
 	}
 }
 
