@@ -21,18 +21,24 @@ import (
 // starts the main command. When it returns the init runs; a command that can't
 // be executed ends with 126 or 127 at once, and says why in the log.
 func (c *Container) Start(ctx context.Context) error {
-	if err := c.start(); err != nil {
+	if err := c.start(ctx); err != nil {
 		return fmt.Errorf("starting container %s: %w", c.id, err)
 	}
-	return ctx.Err()
+	return nil
 }
 
-func (c *Container) start() error {
+func (c *Container) start(ctx context.Context) error {
 	config, err := c.config()
 	if err != nil {
 		return err
 	}
-	init, err := c.initProcess()
+	isReady, ready, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer isReady.Close()
+	defer ready.Close()
+	init, err := c.initProcess(ready)
 	if err != nil {
 		return err
 	}
@@ -53,7 +59,26 @@ func (c *Container) start() error {
 	if err := c.adopt(pid); err != nil {
 		return err
 	}
-	return container.Exec()
+	if err := container.Exec(); err != nil {
+		return err
+	}
+	return awaitEOF(ctx, ready, isReady)
+}
+
+// awaitEOF waits until nobody has the writing end of a pipe any more.
+func awaitEOF(ctx context.Context, w, r *os.File) error {
+	if err := w.Close(); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() {
+		// The only error is that r is closed already.
+		_ = r.SetReadDeadline(time.Unix(1, 0))
+	})
+	defer stop()
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+		return errors.Join(err, ctx.Err())
+	}
+	return nil
 }
 
 // Adopt makes a restored init, which pid names on this host, the container's:

@@ -2,6 +2,7 @@ package namespace
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 
@@ -151,7 +152,8 @@ func deviceRules() []*devices.Rule {
 // initProcess is the pod's init and, by its arguments, the main command. The
 // init stays root so that it can signal every process; it is under the same
 // system call filter and capability bounds as all others.
-func (c *Container) initProcess() (*libcontainer.Process, error) {
+// It closes ready when the pod can be spoken to.
+func (c *Container) initProcess(ready *os.File) (*libcontainer.Process, error) {
 	spec, img := c.record.Config.Spec, c.record.Image.Config
 	command := img.Command(spec.Command)
 	if len(command) == 0 {
@@ -161,7 +163,8 @@ func (c *Container) initProcess() (*libcontainer.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	args := append([]string{initDir + "/init", "run", "--cwd", c.workDir("")}, identity(user)...)
+	// The first extra file has descriptor 3.
+	args := append([]string{initDir + "/init", "run", "--ready-fd", "3", "--cwd", c.workDir("")}, identity(user)...)
 	if spec.TTY {
 		args = append(args, "--tty")
 	}
@@ -180,6 +183,8 @@ func (c *Container) initProcess() (*libcontainer.Process, error) {
 		Args: append(append(args, "--"), command...),
 		Env:  mergeEnv(env, img.Env, spec.Env),
 		Cwd:  "/",
+
+		ExtraFiles: []*os.File{ready},
 	}, nil
 }
 

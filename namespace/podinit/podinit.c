@@ -76,6 +76,7 @@ struct options {
 	const char *cwd;
 	struct winsize window;
 	off_t segment;           /* bytes in one file of a log */
+	int ready;               /* descriptor to close when clients may connect, or -1 */
 	char **command;
 };
 
@@ -95,7 +96,7 @@ struct client {
 
 /* The one command this process looks after. */
 static struct options opt = {
-	.dir = "/.podd", .cwd = "/", .window = { .ws_row = 24, .ws_col = 80 }, .segment = 16 << 20,
+	.dir = "/.podd", .cwd = "/", .window = { .ws_row = 24, .ws_col = 80 }, .segment = 16 << 20, .ready = -1,
 };
 static pid_t command = -1;
 static int status = -1;          /* exit status, -1 while it runs */
@@ -232,13 +233,15 @@ static void __attribute__((noreturn)) cant_execute(const char *what)
 }
 
 /* execute becomes the command, in the child. */
-static void __attribute__((noreturn)) execute(int in, int out, int err)
+static void __attribute__((noreturn)) execute(int in, int out, int err, int started[2])
 {
 	sigset_t none;
 
 	setsid();
 	if (opt.tty)
 		ioctl(in, TIOCSCTTY, 0);
+	close(started[0]);
+	close(started[1]);
 	/* None of the three is below 3: podinit keeps /dev/null there. */
 	dup2(in, 0);
 	dup2(out, 1);
@@ -260,7 +263,8 @@ static void __attribute__((noreturn)) execute(int in, int out, int err)
 
 static void start_command(void)
 {
-	int in[2] = { -1, -1 }, out[2] = { -1, -1 }, err[2] = { -1, -1 };
+	int in[2] = { -1, -1 }, out[2] = { -1, -1 }, err[2] = { -1, -1 }, started[2];
+	char none;
 
 	if (opt.tty) {
 		in[0] = out[1] = err[1] = open_terminal();
@@ -276,11 +280,15 @@ static void start_command(void)
 			fail("opening /dev/null");
 		}
 	}
-	command = fork();
-	if (command < 0)
+	if (pipe2(started, O_CLOEXEC) < 0 || (command = fork()) < 0)
 		fail("starting the command");
 	if (command == 0)
-		execute(in[0], out[1], err[1]);
+		execute(in[0], out[1], err[1], started);
+	/* From here on it can be signalled as a group. */
+	close(started[1]);
+	if (read(started[0], &none, 1) != 0)
+		fail("starting the command");
+	close(started[0]);
 	close(in[0]);
 	if (!opt.tty) {
 		close(out[1]);
@@ -351,6 +359,11 @@ static void start_session(struct client *c, char *request, size_t len)
 		send(c->fd, "x125", 4, MSG_NOSIGNAL);
 	}
 	drop(c);
+}
+
+static bool room_for_input(void)
+{
+	return sizeof pending_input - pending_input_len >= MAX_DATA;
 }
 
 static void receive(struct client *c)
@@ -551,7 +564,8 @@ static void serve(void)
 			close(input);
 			input = -1;
 		}
-		bool room = sizeof pending_input - pending_input_len >= MAX_DATA;
+		for (int i = 0; i < MAX_CLIENTS; i++)
+			p[CLIENTS + i].events = clients[i].fd >= 0 && !transmit(&clients[i]) ? POLLOUT : 0;
 		/* A session's output waits for its client; the main command's never waits. */
 		bool ready = status < 0 && packet_len == 0 && (!opt.id || clients[0].fd >= 0);
 
@@ -561,21 +575,20 @@ static void serve(void)
 		for (int i = 0; i < 2; i++)
 			p[OUTPUTS + i] = (struct pollfd){ .fd = ready ? outputs[i].fd : -1, .events = POLLIN };
 		for (int i = 0; i < MAX_CLIENTS; i++) {
-			struct client *c = &clients[i];
-			bool full = c->fd >= 0 && !transmit(c); /* may drop c */
-			p[CLIENTS + i] = (struct pollfd){
-				.fd = c->fd, .events = POLLRDHUP | (room ? POLLIN : 0) | (full ? POLLOUT : 0),
-			};
+			p[CLIENTS + i].fd = clients[i].fd;
+			p[CLIENTS + i].events |= POLLRDHUP | (room_for_input() ? POLLIN : 0);
 		}
 		/* After the end there is more to drain at once if a packet could be sent; else time passes. */
 		bool sent = packet_len == 0 && clients[0].fd >= 0;
 		if (poll(p, POLLED, status < 0 ? -1 : sent ? 0 : 1000) < 0)
 			continue;
 		for (int i = 0; i < MAX_CLIENTS; i++) {
-			if (p[CLIENTS + i].revents & POLLIN)
-				receive(&clients[i]);
-			else if (p[CLIENTS + i].revents & (POLLRDHUP | POLLHUP | POLLERR))
+			if (p[CLIENTS + i].revents & POLLIN) {
+				if (room_for_input())
+					receive(&clients[i]);
+			} else if (p[CLIENTS + i].revents & (POLLRDHUP | POLLHUP | POLLERR)) {
 				drop(&clients[i]);
+			}
 		}
 		if (p[SIGNALS].revents)
 			take_signals();
@@ -634,6 +647,8 @@ static bool parse_options(char **argv)
 			opt.window.ws_col = strtoul(value, NULL, 10);
 		else if (strcmp(name, "--env") == 0)
 			putenv(value);
+		else if (strcmp(name, "--ready-fd") == 0)
+			opt.ready = strtol(value, NULL, 10);
 		else if (strcmp(name, "--log-segment") == 0)
 			opt.segment = strtoull(value, NULL, 10);
 		else
@@ -666,8 +681,13 @@ static void run_session(int client, char *request, size_t len)
 	prctl(PR_SET_NAME, "podinit-session");
 	setsid();
 
+	/* Options and environment point into it for good; the buffer it came in gets other packets. */
+	char *copy = malloc(len);
+	if (!copy)
+		fail("the request for a session");
+	memcpy(copy, request, len);
 	size_t n = 0;
-	for (char *word = request; word < request + len && n < MAX_WORDS; word += strlen(word) + 1)
+	for (char *word = copy; word < copy + len && n < MAX_WORDS; word += strlen(word) + 1)
 		words[n++] = word;
 	errno = EINVAL;
 	if (!parse_options(words) || !*opt.id || strchr(opt.id, '/'))
@@ -687,7 +707,7 @@ int main(int argc, char **argv)
 	if (argc < 3 || strcmp(argv[1], "run") != 0 || !parse_options(argv + 2) || opt.id || opt.segment <= 0) {
 		dprintf(2, "usage: podinit run [--tty] [--stdin] [--uid N] [--gid N] [--groups N,...] [--cwd DIR]\n"
 			   "       [--rows N] [--columns N] [--env NAME=VALUE]... [--dir DIR] [--log-segment BYTES]\n"
-			   "       -- COMMAND [ARGUMENT...]\n");
+			   "       [--ready-fd N] -- COMMAND [ARGUMENT...]\n");
 		return EXIT_SETUP;
 	}
 	umask(022);
@@ -705,6 +725,12 @@ int main(int argc, char **argv)
 		fail("changing to /");
 	block_signals();
 	listen_at("main");
-	start_command();
+	if (opt.ready > 2) {
+		fcntl(opt.ready, F_SETFD, FD_CLOEXEC);
+		start_command();
+		close(opt.ready);
+	} else {
+		start_command();
+	}
 	serve();
 }
