@@ -133,9 +133,9 @@ func (p *Proxy) serve(ctx context.Context, api net.Listener, names *dns.Server) 
 
 // openDirectory connects to the directory, after starting one if it is to be
 // embedded, and makes sure that it is this cluster's and has no other proxy.
-func (p *Proxy) openDirectory(ctx context.Context) (stop func(), err error) {
+func (p *Proxy) openDirectory(ctx context.Context) (_ func(), err error) {
 	var closers []func() error
-	stop = func() {
+	stop := func() {
 		for i := len(closers) - 1; i >= 0; i-- {
 			if err := closers[i](); err != nil {
 				p.log.Warn("stopping the directory failed", "error", err)
