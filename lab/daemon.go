@@ -246,7 +246,7 @@ func (l *Lab) LogTail(node string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-func daemonPath(node string) string { return filepath.Join(RunDir, node+".pid") }
+func daemonPath(node string) string { return filepath.Join(place.run, node+".pid") }
 
 func (l *Lab) noteDaemon(node string, p process) error {
 	data, err := json.Marshal(p)

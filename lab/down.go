@@ -27,7 +27,7 @@ func Down(ctx context.Context) error {
 	l, err := Load()
 	if err != nil {
 		// What is noted was lost or never written; the rest goes by what is there.
-		l = &Lab{config: config{Dir: DefaultDir}, log: slog.New(slog.DiscardHandler)}
+		l = &Lab{config: config{Dir: place.dir}, log: slog.New(slog.DiscardHandler)}
 	}
 	return l.Down(ctx)
 }
@@ -148,8 +148,8 @@ func (l *Lab) removeFiles() error {
 	if len(mounts) > 0 {
 		return fmt.Errorf("%s is still mounted", mounts[0].point)
 	}
-	// RunDir last: it says that there is something to take down.
-	for _, dir := range []string{l.Dir, RunDir} {
+	// The run directory last: it says that there is something to take down.
+	for _, dir := range []string{l.Dir, place.run} {
 		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}
@@ -161,7 +161,7 @@ func (l *Lab) removeFiles() error {
 // after Down. dirs are directories of labs other than DefaultDir.
 func Leftovers(dirs ...string) ([]string, error) {
 	var lines []string
-	for _, dir := range append([]string{RunDir, DefaultDir}, dirs...) {
+	for _, dir := range append([]string{place.run, place.dir}, dirs...) {
 		l := &Lab{config: config{Dir: dir}}
 		namespaces, err := l.namespaceInodes()
 		if err != nil {

@@ -29,7 +29,7 @@ type mount struct {
 // mounts lists what is mounted at or below the lab's directories, oldest first.
 func (l *Lab) mounts() ([]mount, error) {
 	infos, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return !within(m.Mountpoint, RunDir) && !within(m.Mountpoint, l.Dir), false
+		return !within(m.Mountpoint, place.run) && !within(m.Mountpoint, l.Dir), false
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing mounts: %w", err)
@@ -137,7 +137,7 @@ func (l *Lab) findProcesses(namespaces map[uint64]bool) ([]process, error) {
 // hierarchy of version 1, or in the one of version 2.
 func cgroupDirs() ([]string, error) {
 	var dirs []string
-	for _, pattern := range []string{prefix + "*", "*/" + prefix + "*"} {
+	for _, pattern := range []string{place.prefix + "*", "*/" + place.prefix + "*"} {
 		tops, err := filepath.Glob(filepath.Join(cgroupRoot, pattern))
 		if err != nil {
 			return nil, fmt.Errorf("listing cgroups: %w", err)

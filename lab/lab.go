@@ -27,8 +27,10 @@ const RunDir = "/run/podd-lab"
 // DefaultDir holds the daemons' state and logs.
 const DefaultDir = "/var/lib/podd-lab"
 
-// prefix begins the names of a lab's network namespaces and cgroups.
-const prefix = "podd-lab-"
+// place is where on the machine the lab is: RunDir, DefaultDir, and what the
+// names of its network namespaces and cgroups begin with. Only tests have
+// another one, so that they don't meet a lab somebody uses.
+var place = struct{ run, dir, prefix string }{RunDir, DefaultDir, "podd-lab-"}
 
 // The addresses of a lab.
 var (
@@ -94,7 +96,7 @@ type config struct {
 	OwnNetnsDir bool `json:"ownNetnsDir"`
 }
 
-func configPath() string { return filepath.Join(RunDir, "lab.json") }
+func configPath() string { return filepath.Join(place.run, "lab.json") }
 
 // Up makes a lab and returns when every daemon is ready. If that fails, or ctx
 // ends first, nothing is left and the error has the last lines of the log of
@@ -136,7 +138,7 @@ func newLab(o Options) (*Lab, error) {
 		return nil, err
 	}
 	if l.Dir == "" {
-		l.Dir = DefaultDir
+		l.Dir = place.dir
 	}
 	if !filepath.IsAbs(l.Dir) {
 		return nil, fmt.Errorf("%w: directory %q: want an absolute path", pod.ErrInvalid, l.Dir)
@@ -176,7 +178,7 @@ func (l *Lab) claim() error {
 		}
 		return fmt.Errorf("%w, or %s was left by one: podctl lab down removes it", ErrUp, l.Dir)
 	}
-	if err := os.Mkdir(RunDir, 0o755); errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(place.run, 0o755); errors.Is(err, fs.ErrExist) {
 		if up, err := Load(); err == nil {
 			return fmt.Errorf("%w: %d hosts, since %s: podctl lab down takes it down", ErrUp, up.Hosts, up.CreatedAt.Format(time.DateTime))
 		}

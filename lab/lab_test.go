@@ -30,7 +30,7 @@ func TestOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l.Hosts != DefaultHosts || l.Dir != DefaultDir {
+	if l.Hosts != DefaultHosts || l.Dir != place.dir {
 		t.Errorf("defaults: %+v", l.config)
 	}
 	for _, o := range []Options{{Hosts: 1}, {Hosts: 9}, {Hosts: -1}, {LinkRate: "fast"}, {Dir: "relative"}} {

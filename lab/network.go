@@ -152,7 +152,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 // namespaceFiles lists the files of lab namespaces, whatever lab made them.
 func namespaceFiles() ([]string, error) {
-	files, err := filepath.Glob(filepath.Join(netnsDir, prefix+"*"))
+	files, err := filepath.Glob(filepath.Join(netnsDir, place.prefix+"*"))
 	if err != nil {
 		return nil, fmt.Errorf("listing %s: %w", netnsDir, err)
 	}

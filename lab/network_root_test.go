@@ -22,6 +22,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// TestMain gives the tests a lab of their own; one that somebody uses on the
+// same machine is left alone.
+func TestMain(m *testing.M) {
+	name := fmt.Sprintf("poddtest-lab-%d", os.Getpid())
+	place.run, place.dir, place.prefix = "/run/"+name, "/var/tmp/"+name, name+"-"
+	code := m.Run()
+	if err := os.RemoveAll(programsDir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
 // requireNone fails when a lab is up: tests must not take down somebody's.
 func requireNone(t *testing.T) {
 	t.Helper()
@@ -236,7 +249,7 @@ func TestRootDownFindsEverything(t *testing.T) {
 	for _, want := range []string{
 		fmt.Sprintf("process %d sleep 1000", node.Process.Pid), fmt.Sprintf("process %d sleep 1000", group.Process.Pid),
 		"mount " + l.StateDir("a"), "mount " + l.RunDir("a") + "/bound", "namespace " + l.Namespace(Router),
-		"podd-lab-a/frozen", "directory " + l.Dir, "directory " + RunDir,
+		l.CgroupParent("a") + "/frozen", "directory " + l.Dir, "directory " + place.run,
 	} {
 		if !strings.Contains(all, want) {
 			t.Errorf("leftovers have no %q:\n%s", want, all)

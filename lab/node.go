@@ -78,13 +78,13 @@ func (l *Lab) checkDaemon(node string) error {
 
 // Namespace is the file of a node's network namespace, where ip-netns(8)
 // looks for it.
-func (l *Lab) Namespace(node string) string { return filepath.Join(netnsDir, prefix+node) }
+func (l *Lab) Namespace(node string) string { return filepath.Join(netnsDir, place.prefix+node) }
 
 // StateDir, RunDir and CgroupParent are what a node's daemon is told; a cgroup
 // of this name is in every hierarchy's root.
 func (l *Lab) StateDir(node string) string     { return filepath.Join(l.Dir, node) }
-func (l *Lab) RunDir(node string) string       { return filepath.Join(RunDir, node) }
-func (l *Lab) CgroupParent(node string) string { return prefix + node }
+func (l *Lab) RunDir(node string) string       { return filepath.Join(place.run, node) }
+func (l *Lab) CgroupParent(node string) string { return place.prefix + node }
 
 // Socket is the unix socket of a host's podd, which podctl can talk to.
 func (l *Lab) Socket(host string) string { return filepath.Join(l.RunDir(host), "podd.sock") }

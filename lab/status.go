@@ -1,0 +1,41 @@
+package lab
+
+import "net/netip"
+
+// NodeStatus is what can be said of one node.
+type NodeStatus struct {
+	Node    string     `json:"node"`
+	Address netip.Addr `json:"address,omitzero"`
+	// Namespace is the file of its network namespace.
+	Namespace string `json:"namespace"`
+	// Daemon is "podd", "podproxy" or empty; PID its process, 0 when it does
+	// not run; Log its log file.
+	Daemon string `json:"daemon,omitempty"`
+	PID    int    `json:"pid,omitempty"`
+	Log    string `json:"log,omitempty"`
+	// Socket is where podctl reaches podd.
+	Socket string `json:"socket,omitempty"`
+}
+
+// Status describes every node, in the order of Nodes.
+func (l *Lab) Status() ([]NodeStatus, error) {
+	var all []NodeStatus
+	for _, node := range l.Nodes() {
+		s := NodeStatus{Node: node, Address: l.Address(node), Namespace: l.Namespace(node)}
+		switch {
+		case node == Proxy:
+			s.Daemon = "podproxy"
+		case l.isHost(node):
+			s.Daemon, s.Socket = "podd", l.Socket(node)
+		}
+		if s.Daemon != "" {
+			s.Log = l.LogPath(node)
+			var err error
+			if s.PID, err = l.PID(node); err != nil {
+				return nil, err
+			}
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
