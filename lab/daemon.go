@@ -104,7 +104,8 @@ func (l *Lab) spawn(node string, extra []string) (p process, exited <-chan struc
 		_ = cmd.Wait()
 	})
 	p = process{PID: cmd.Process.Pid}
-	if p.StartTime, err = startTime(p.PID); err == nil {
+	// One that has ended already is found out by waiting for it.
+	if p.StartTime, err = startTime(p.PID); err == nil || errors.Is(err, errGone) {
 		err = l.noteDaemon(node, p)
 	}
 	if err != nil {
