@@ -76,6 +76,28 @@ func (n *Network) Block(path string) error {
 	return nil
 }
 
+// Admit lifts one half of Block: packets reach the pod's sockets, and what these
+// answer is still kept. A restored pod is ready for packets before it runs, and
+// the proxy may let them go the moment the move is committed.
+func (n *Network) Admit(path string) error {
+	c, _, err := dialNIC(path)
+	if err != nil {
+		return fmt.Errorf("admitting packets: %w", err)
+	}
+	defer c.Close()
+	if err := admit(c); err != nil {
+		return fmt.Errorf("admitting packets to %s: %w", path, err)
+	}
+	return nil
+}
+
+func admit(c *netns.Conn) error {
+	if err := c.RuleDel(blockRule()); err != nil && !netns.IsNotFound(err) {
+		return fmt.Errorf("removing blocking rule: %w", err)
+	}
+	return nil
+}
+
 // Unblock undoes Block and sends what the kernel has queued meanwhile. It is
 // idempotent.
 func (n *Network) Unblock(path string) error {
@@ -85,8 +107,8 @@ func (n *Network) Unblock(path string) error {
 	}
 	defer c.Close()
 	// Ingress first: the queue will be answered.
-	if err := c.RuleDel(blockRule()); err != nil && !netns.IsNotFound(err) {
-		return fmt.Errorf("unblocking network %s: removing blocking rule: %w", path, err)
+	if err := admit(c); err != nil {
+		return fmt.Errorf("unblocking network %s: %w", path, err)
 	}
 	if err := vxlan.SetNeighbor(c, index, pod.Gateway, vxlan.ProxyMAC); err != nil {
 		return fmt.Errorf("unblocking network %s: %w", path, err)

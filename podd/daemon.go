@@ -1,0 +1,338 @@
+package podd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"podd/checkpoint"
+	"podd/directory"
+	"podd/namespace"
+	"podd/namespace/image"
+	"podd/pod"
+	"podd/vnet"
+)
+
+// Daemon is one running podd.
+type Daemon struct {
+	settings
+	log     *slog.Logger
+	dir     *directory.Directory
+	runtime *namespace.Runtime
+	images  *image.Store
+	// engine is nil when there is no usable CRIU; engineErr says why. Pods
+	// run without it, only moves don't.
+	engine    *checkpoint.Engine
+	engineErr error
+	// httpClient calls other daemons.
+	httpClient *http.Client
+
+	// ctx ends when the daemon stops. Work that outlives the call that began
+	// it, such as a move, belongs to tasks and ends with ctx.
+	ctx   context.Context
+	tasks sync.WaitGroup
+
+	mu      sync.Mutex
+	network *vnet.Network
+	pods    map[string]*localPod
+}
+
+// Run is the whole life of the daemon: it returns nil after ctx ended and
+// everything was put in order, with the pods running on.
+func Run(ctx context.Context, config Config) error {
+	s, err := config.settings()
+	if err != nil {
+		return err
+	}
+	log, err := newLogger(s.LogLevel, s.LogFormat)
+	if err != nil {
+		return err
+	}
+	log = log.With("host", s.Name)
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("podd must run as root: it makes namespaces and mounts; try sudo podd")
+	}
+	d := &Daemon{settings: s, log: log, httpClient: &http.Client{Transport: h2cTransport()}, pods: map[string]*localPod{}}
+	for _, dir := range []string{s.StateDir, s.RunDir, d.netnsDir(), d.imagesDir()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("making podd's directories: %w", err)
+		}
+	}
+	unlock, err := lockDir(s.RunDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := d.mountImagesDir(); err != nil {
+		return err
+	}
+
+	group, ctx := errgroup.WithContext(ctx)
+	d.ctx = ctx
+	if d.engine, d.engineErr = checkpoint.Open(checkpoint.Options{CRIUPath: s.CRIUPath, Log: log, Debug: s.LogLevel == "debug"}); d.engineErr != nil {
+		log.Warn("pods can't be moved from or to this host", "error", d.engineErr)
+	}
+	// The sockets come first: two daemons in one place are noticed before
+	// anything is touched.
+	listeners, err := d.listen()
+	if err != nil {
+		return err
+	}
+	closeListeners := func() {
+		for _, l := range listeners {
+			l.Close()
+		}
+	}
+	stopDirectory, err := d.openDirectory(ctx, group)
+	if err != nil {
+		closeListeners()
+		return err
+	}
+	defer stopDirectory()
+	if d.images, err = image.Open(image.Options{Dir: filepath.Join(s.StateDir, "images"), Log: log, InUse: d.imagesInUse}); err != nil {
+		closeListeners()
+		return err
+	}
+	d.runtime, err = namespace.Open(namespace.Options{
+		StateDir: s.StateDir, RunDir: s.RunDir, CgroupParent: s.CgroupParent, InitPath: s.InitPath, Images: d.images, Log: log,
+	})
+	if err != nil {
+		closeListeners()
+		return err
+	}
+	if err := d.recover(ctx); err != nil {
+		closeListeners()
+		return err
+	}
+	registration, err := d.register(ctx)
+	if err != nil {
+		closeListeners()
+		return err
+	}
+
+	handler := d.handler()
+	for _, listener := range listeners {
+		server := newHTTPServer(handler, log)
+		group.Go(func() error {
+			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serving the API at %s: %w", listener.Addr(), err)
+			}
+			return nil
+		})
+		group.Go(func() error {
+			<-ctx.Done()
+			return stopServer(server)
+		})
+	}
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		log.Warn("telling systemd that podd is ready failed", "error", err)
+	}
+	log.Info("podd is ready", "address", s.physical, "listen", s.listen, "socket", d.socketPath(), "pods", len(d.pods))
+	err = group.Wait()
+	d.tasks.Wait()
+	return errors.Join(err, registration.Close(), d.closeNetwork())
+}
+
+// newLogger makes the log that goes to standard error.
+func newLogger(level, format string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("%w: log level %q: want debug, info, warn or error", pod.ErrInvalid, level)
+	}
+	options := &slog.HandlerOptions{Level: l}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
+	}
+	return nil, fmt.Errorf("%w: log format %q: want text or json", pod.ErrInvalid, format)
+}
+
+func (d *Daemon) socketPath() string { return filepath.Join(d.RunDir, "podd.sock") }
+func (d *Daemon) netnsDir() string   { return filepath.Join(d.RunDir, "netns") }
+func (d *Daemon) imagesDir() string  { return filepath.Join(d.RunDir, "checkpoint") }
+
+// netnsPath is where the network namespace of one incarnation is kept.
+func (d *Daemon) netnsPath(name string, epoch pod.Epoch) string {
+	return filepath.Join(d.netnsDir(), fmt.Sprintf("%s-%d", name, epoch))
+}
+
+// lockDir makes sure that one daemon works in dir. The kernel drops the lock
+// with the process, however it ends.
+func lockDir(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "podd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking %s: %w", dir, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%w: another podd runs in %s; give this one its own --run-dir and --state-dir", pod.ErrConflict, dir)
+	}
+	return func() { f.Close() }, nil
+}
+
+// mountImagesDir puts a tmpfs under the images of moves: a restore reads them
+// as fast as memory, and they are gone after a reboot.
+func (d *Daemon) mountImagesDir() error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(d.imagesDir(), &fs); err != nil {
+		return fmt.Errorf("looking at %s: %w", d.imagesDir(), err)
+	}
+	if fs.Type == unix.TMPFS_MAGIC {
+		return nil
+	}
+	if err := unix.Mount("podd", d.imagesDir(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700,size=90%"); err != nil {
+		return fmt.Errorf("mounting a tmpfs at %s: %w", d.imagesDir(), err)
+	}
+	return nil
+}
+
+// listen opens the unix socket, for root on this machine, and the TCP port,
+// for the other daemons.
+func (d *Daemon) listen() ([]net.Listener, error) {
+	if err := os.Remove(d.socketPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("removing an old socket: %w", err)
+	}
+	local, err := net.Listen("unix", d.socketPath())
+	if err != nil {
+		return nil, fmt.Errorf("opening podd's socket: %w", err)
+	}
+	if err := os.Chmod(d.socketPath(), 0o600); err != nil {
+		local.Close()
+		return nil, fmt.Errorf("opening podd's socket: %w", err)
+	}
+	remote, err := net.Listen("tcp", d.settings.listen.String())
+	if err != nil {
+		local.Close()
+		if errors.Is(err, unix.EADDRINUSE) {
+			return nil, fmt.Errorf("%w: port %d is in use by another program; choose another with --listen: %w", pod.ErrConflict, d.settings.listen.Port(), err)
+		}
+		return nil, fmt.Errorf("opening podd's port: %w", err)
+	}
+	return []net.Listener{local, remote}, nil
+}
+
+// openDirectory connects to the directory, after starting one if it is to be
+// embedded.
+func (d *Daemon) openDirectory(ctx context.Context, group *errgroup.Group) (stop func(), err error) {
+	endpoints := d.endpoints
+	stopEmbedded := func() {}
+	if len(endpoints) == 0 {
+		embedded, err := directory.StartEmbedded(ctx, directory.EmbeddedOptions{
+			DataDir: filepath.Join(d.StateDir, "directory"),
+			Listen:  netip.AddrPortFrom(d.physical, directory.DefaultPort).String(),
+			Name:    d.Name,
+			Log:     d.log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		group.Go(func() error {
+			select {
+			case err := <-embedded.Failed():
+				return err
+			case <-ctx.Done():
+				return nil
+			}
+		})
+		stopEmbedded = func() {
+			if err := embedded.Close(); err != nil {
+				d.log.Warn("stopping the directory failed", "error", err)
+			}
+		}
+		endpoints = []string{embedded.Endpoint()}
+	}
+	d.dir, err = directory.Open(ctx, directory.Options{Endpoints: endpoints, Log: d.log})
+	if err != nil {
+		stopEmbedded()
+		return nil, err
+	}
+	return func() {
+		if err := d.dir.Close(); err != nil {
+			d.log.Warn("closing the directory failed", "error", err)
+		}
+		stopEmbedded()
+	}, nil
+}
+
+func (d *Daemon) register(ctx context.Context) (*directory.Registration, error) {
+	host := pod.Host{Name: d.Name, Physical: d.physical, API: d.settings.listen, StartedAt: time.Now().UTC()}
+	if host.API.Addr().IsUnspecified() {
+		host.API = netip.AddrPortFrom(d.physical, host.API.Port())
+	}
+	if d.engine != nil {
+		host.CRIU = d.engine.Version()
+	}
+	if err := describeMachine(&host); err != nil {
+		return nil, err
+	}
+	return d.dir.RegisterHost(ctx, host)
+}
+
+// proxy finds the session proxy. The error wraps pod.ErrUnavailable when none
+// has joined.
+func (d *Daemon) proxy(ctx context.Context) (*pod.Proxy, error) {
+	proxies, err := d.dir.Proxies(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(proxies) == 0 {
+		return nil, fmt.Errorf("%w: no proxy has joined the cluster: start podproxy with the same --directory", pod.ErrUnavailable)
+	}
+	// One that is alive, if there is one.
+	i := max(0, slices.IndexFunc(proxies, func(p pod.Proxy) bool { return p.Alive }))
+	return &proxies[i], nil
+}
+
+// net is the host's end of the labelled network. It needs the proxy's address,
+// so it comes into being with the first pod.
+func (d *Daemon) net(ctx context.Context) (*vnet.Network, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.network != nil {
+		return d.network, nil
+	}
+	proxy, err := d.proxy(ctx)
+	if err != nil {
+		return nil, err
+	}
+	network, err := vnet.New(vnet.Config{Physical: d.physical, Proxy: proxy.Physical}, d.log)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(network.EnsureAnchor(), network.EnsureFirewall()); err != nil {
+		return nil, errors.Join(err, network.Close())
+	}
+	d.network = network
+	return network, nil
+}
+
+func (d *Daemon) closeNetwork() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.network == nil {
+		return nil
+	}
+	return d.network.Close()
+}
+
+// background runs f until it ends by itself or the daemon stops. The daemon
+// waits for it.
+func (d *Daemon) background(f func(ctx context.Context)) {
+	d.tasks.Go(func() { f(d.ctx) })
+}

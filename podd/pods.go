@@ -1,0 +1,383 @@
+package podd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"podd/namespace"
+	"podd/pod"
+	"podd/vnet"
+)
+
+// exitGrace is how long a pod that is removed on exit is kept for somebody to
+// fetch its output and exit code.
+const exitGrace = 10 * time.Second
+
+// localPod is a pod whose incarnation is on this host.
+type localPod struct {
+	name      string
+	epoch     pod.Epoch
+	container *namespace.Container
+
+	// mu is held by whatever changes the pod as a whole: a move, its end.
+	mu sync.Mutex
+	// left says, under mu, that the pod has moved away: what happens to the
+	// processes here is no longer the pod's fate.
+	left bool
+	// gone is closed when the pod has left or ended.
+	gone chan struct{}
+	// moving points to a channel that is closed when the move under way ends,
+	// nil when there is none.
+	moving atomic.Pointer[chan struct{}]
+	// collected is closed when somebody was told the exit code.
+	collected   chan struct{}
+	collectOnce sync.Once
+}
+
+// beginMove marks the pod as moving until the returned function is called.
+func (p *localPod) beginMove() (end func()) {
+	done := make(chan struct{})
+	p.moving.Store(&done)
+	return func() {
+		p.container.OpenSessions()
+		p.moving.Store(nil)
+		close(done)
+	}
+}
+
+// awaitMove returns when no move is under way.
+func (p *localPod) awaitMove(ctx context.Context) error {
+	done := p.moving.Load()
+	if done == nil {
+		return nil
+	}
+	select {
+	case <-*done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (p *localPod) collect() { p.collectOnce.Do(func() { close(p.collected) }) }
+
+// localPod finds a pod that runs here. The error wraps pod.ErrPhase when there
+// is none.
+func (d *Daemon) localPod(name string) (*localPod, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p := d.pods[name]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("pod %s: %w: it does not run on host %s", name, pod.ErrPhase, d.Name)
+}
+
+// track takes a running container into the daemon's care until it ends or moves.
+func (d *Daemon) track(name string, epoch pod.Epoch, container *namespace.Container) *localPod {
+	p := &localPod{name: name, epoch: epoch, container: container, gone: make(chan struct{}), collected: make(chan struct{})}
+	d.mu.Lock()
+	d.pods[name] = p
+	d.mu.Unlock()
+	d.background(func(ctx context.Context) { d.monitor(ctx, p) })
+	return p
+}
+
+// forget ends the daemon's care of a pod.
+func (d *Daemon) forget(p *localPod) {
+	d.mu.Lock()
+	if d.pods[p.name] == p {
+		delete(d.pods, p.name)
+	}
+	d.mu.Unlock()
+}
+
+// monitor waits for the end of a pod's main command and records it.
+func (d *Daemon) monitor(ctx context.Context, p *localPod) {
+	log := d.log.With("pod", p.name)
+	code, err := p.container.Wait(ctx)
+	if ctx.Err() != nil {
+		return // the daemon stops, the pod lives on
+	}
+	// A move that is under way notices by itself, and gives up.
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.left {
+		return
+	}
+	defer close(p.gone)
+	if !p.container.Config().Spec.RemoveOnExit {
+		defer d.forget(p)
+	}
+	if err != nil {
+		log.Error("the exit status of the main command is not known", "error", err)
+	}
+	log.Info("the main command ended", "code", code)
+	if err := d.endIncarnation(ctx, p); err != nil {
+		log.Error("taking down an ended pod failed", "error", err)
+	}
+	err = d.dir.UpdatePod(ctx, p.name, func(record *pod.Pod) error {
+		if record.Binding.Epoch != p.epoch {
+			return fmt.Errorf("%w: a newer incarnation exists", pod.ErrConflict)
+		}
+		record.Phase, record.ExitCode, record.StoppedAt = pod.PhaseStopped, code, time.Now().UTC()
+		return nil
+	})
+	if err != nil {
+		log.Error("recording the end of a pod failed", "error", err)
+		return
+	}
+	if p.container.Config().Spec.RemoveOnExit {
+		d.background(func(ctx context.Context) { d.removeWhenCollected(ctx, p) })
+	}
+}
+
+// removeWhenCollected removes a pod once its exit code was fetched.
+func (d *Daemon) removeWhenCollected(ctx context.Context, p *localPod) {
+	timer := time.NewTimer(exitGrace)
+	defer timer.Stop()
+	select {
+	case <-p.collected:
+	case <-timer.C:
+	case <-ctx.Done():
+		return // the next start removes it
+	}
+	defer d.forget(p)
+	if err := d.remove(ctx, p.name, p.epoch); err != nil {
+		d.log.Error("removing a pod on exit failed", "pod", p.name, "error", err)
+	}
+}
+
+// endIncarnation takes down what only a running pod needs; its files stay.
+func (d *Daemon) endIncarnation(ctx context.Context, p *localPod) error {
+	network, err := d.net(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(p.container.Release(ctx), network.DeleteNamespace(d.netnsPath(p.name, p.epoch)))
+}
+
+// removeIncarnation removes every trace of one incarnation, files and all,
+// whether it ever ran or not.
+func (d *Daemon) removeIncarnation(ctx context.Context, name string, epoch pod.Epoch) error {
+	network, err := d.net(ctx)
+	if err != nil {
+		return err
+	}
+	// What a crash left may have no record; the names tell it all the same.
+	unwanted := func(n string, e pod.Epoch) bool { return n != name || e != epoch }
+	return errors.Join(
+		d.runtime.Cleanup(ctx, unwanted),
+		network.DeleteNamespace(d.netnsPath(name, epoch)),
+	)
+}
+
+// remove deletes a pod that has no processes any more. The files go first: a
+// record without files can be removed again, files without a record are lost.
+func (d *Daemon) remove(ctx context.Context, name string, epoch pod.Epoch) error {
+	if err := d.removeIncarnation(ctx, name, epoch); err != nil {
+		return err
+	}
+	return d.dir.DeletePod(ctx, name)
+}
+
+// create makes a pod and starts its main command. On an error nothing is left.
+func (d *Daemon) create(ctx context.Context, spec pod.Spec) (_ *pod.Pod, err error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	network, err := d.net(ctx)
+	if err != nil {
+		return nil, err
+	}
+	record, err := d.dir.CreatePod(ctx, spec, d.Name)
+	if err != nil {
+		return nil, err
+	}
+	// A caller that goes away must not leave half a pod.
+	ctx = context.WithoutCancel(ctx)
+	epoch := record.Binding.Epoch
+	defer func() {
+		if err != nil {
+			if undo := d.remove(ctx, spec.Name, epoch); undo != nil {
+				d.log.Error("undoing the creation of a pod failed", "pod", spec.Name, "error", undo)
+			}
+		}
+	}()
+	if err := d.attachNetwork(network, d.netnsPath(spec.Name, epoch), record.Binding, false); err != nil {
+		return nil, err
+	}
+	container, err := d.prepareContainer(ctx, spec, record.Binding, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := container.Start(ctx); err != nil {
+		return nil, err
+	}
+	err = d.dir.UpdatePod(ctx, spec.Name, func(p *pod.Pod) error {
+		p.Phase, p.StartedAt = pod.PhaseRunning, time.Now().UTC()
+		record = p
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.track(spec.Name, epoch, container)
+	d.log.Info("pod created", "pod", spec.Name, "virtual", record.Binding.Virtual, "public", record.Binding.Public, "label", record.Binding.Label)
+	return record, nil
+}
+
+// attachNetwork makes a pod's network namespace with its NIC.
+func (d *Daemon) attachNetwork(network *vnet.Network, path string, binding pod.Binding, blocked bool) error {
+	if err := network.CreateNamespace(path); err != nil {
+		return err
+	}
+	return network.Attach(path, binding, vnet.AttachOptions{Blocked: blocked})
+}
+
+// prepareContainer makes everything a pod's processes need, for a new pod or
+// for one that comes from another host.
+func (d *Daemon) prepareContainer(ctx context.Context, spec pod.Spec, binding pod.Binding, restore bool) (*namespace.Container, error) {
+	cluster, err := d.dir.Cluster(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return d.runtime.Prepare(ctx, namespace.Config{
+		Spec: spec, Epoch: binding.Epoch, NetNS: d.netnsPath(spec.Name, binding.Epoch),
+		Address: binding.Virtual, Nameserver: pod.Gateway, Search: cluster.Zone, Restore: restore,
+	})
+}
+
+// stop sends the stop signal, and SIGKILL after the timeout.
+func (d *Daemon) stop(ctx context.Context, name string, timeout time.Duration) error {
+	p, err := d.settledPod(ctx, name)
+	if err != nil {
+		return err
+	}
+	signal := unix.SIGTERM
+	if name := p.container.StopSignal(); name != "" {
+		if signal, err = parseSignal(name); err != nil {
+			return fmt.Errorf("the image's stop signal: %w", err)
+		}
+	}
+	if err := p.container.Signal(signal); err != nil {
+		return err
+	}
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-p.gone:
+		return nil
+	case <-timer.C:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if err := p.container.Signal(unix.SIGKILL); err != nil && !errors.Is(err, pod.ErrPhase) {
+		return err
+	}
+	select {
+	case <-p.gone:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// parseSignal reads a name with or without SIG, or a number.
+func parseSignal(s string) (unix.Signal, error) {
+	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= lastSignal {
+		return unix.Signal(n), nil
+	}
+	name := strings.ToUpper(s)
+	if !strings.HasPrefix(name, "SIG") {
+		name = "SIG" + name
+	}
+	if signal := unix.SignalNum(name); signal != 0 {
+		return signal, nil
+	}
+	return 0, fmt.Errorf("%w: unknown signal %q", pod.ErrInvalid, s)
+}
+
+// lastSignal is the highest real-time signal, SIGRTMAX.
+const lastSignal = 64
+
+// settledPod finds a running pod that is not being moved.
+func (d *Daemon) settledPod(ctx context.Context, name string) (*localPod, error) {
+	record, err := d.dir.Pod(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case record.Phase == pod.PhaseMoving:
+		return nil, fmt.Errorf("pod %s: %w: move %s is under way; try again when it has ended", name, pod.ErrConflict, record.Move)
+	case !record.Phase.Live():
+		return nil, fmt.Errorf("pod %s: %w: it is %s", name, pod.ErrPhase, record.Phase)
+	}
+	return d.localPod(name)
+}
+
+// kill sends a signal to a pod's main command; SIGKILL ends the whole pod.
+func (d *Daemon) kill(ctx context.Context, name string, signal unix.Signal) error {
+	p, err := d.settledPod(ctx, name)
+	if err != nil {
+		return err
+	}
+	return p.container.Signal(signal)
+}
+
+// removePod deletes a pod and its files; force ends it first.
+func (d *Daemon) removePod(ctx context.Context, name string, force bool) error {
+	record, err := d.dir.Pod(ctx, name)
+	if err != nil {
+		return err
+	}
+	if record.Phase.Live() || record.Phase == pod.PhaseCreating {
+		if !force {
+			return fmt.Errorf("pod %s: %w: it is %s; stop it first or use --force", name, pod.ErrPhase, record.Phase)
+		}
+	}
+	if record.Phase.Live() {
+		p, err := d.settledPod(ctx, name)
+		if err != nil {
+			return err
+		}
+		if err := p.container.Signal(unix.SIGKILL); err != nil && !errors.Is(err, pod.ErrPhase) {
+			return err
+		}
+		select {
+		case <-p.gone:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return d.remove(ctx, name, record.Binding.Epoch)
+}
+
+// wait returns when a pod's main command has ended, with its exit code. The
+// error wraps pod.ErrConflict if the pod moves away first: ask there.
+func (d *Daemon) wait(ctx context.Context, name string) (int, error) {
+	container, p, err := d.outputs(ctx, name)
+	if err != nil {
+		return 0, err
+	}
+	code, err := container.Wait(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if left, err := movedAway(ctx, p); err != nil {
+		return 0, err
+	} else if left {
+		return 0, fmt.Errorf("pod %s: %w: it has moved to another host", name, pod.ErrConflict)
+	}
+	if p != nil {
+		p.collect()
+	}
+	return code, nil
+}

@@ -1,0 +1,474 @@
+package podd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	poddv1 "podd/api/podd/v1"
+	"podd/checkpoint"
+	"podd/directory"
+	"podd/filesync"
+	"podd/namespace"
+	"podd/pod"
+	"podd/vnet"
+)
+
+const (
+	// presyncPasses bounds how often the files are compared while the pod
+	// runs; each pass has only what changed during the one before.
+	presyncPasses = 4
+	// presyncEnough is how few bytes in a pass make another one pointless.
+	presyncEnough = 256 << 10
+	// settleRetry is how often the directory is asked again for the outcome
+	// of a move while it can't be reached.
+	settleRetry = 200 * time.Millisecond
+	// cleanupTimeout bounds what is done after a move was decided.
+	cleanupTimeout = 30 * time.Second
+)
+
+// sourceMove is the source's side of one move.
+type sourceMove struct {
+	d      *Daemon
+	log    *slog.Logger
+	pod    *localPod
+	record *pod.Pod
+	move   *pod.Move
+	target *pod.Host
+	clock  *stageClock
+
+	network *vnet.Network
+	conn    *transferConn
+	files   *filesync.Source
+	dump    *checkpoint.Dump
+	images  string // directory
+	// asked is set just before the restore is asked for: until then the
+	// target can't have committed.
+	asked   bool
+	receipt pod.Receipt
+	// undo is what cleanup calls, in any outcome.
+	undo   []func()
+	frozen time.Time
+}
+
+// movePod moves a pod of this host to another. The move returned is the
+// journal's entry, nil if none was opened. It runs to its end whatever becomes
+// of the caller; only the end of the daemon's ctx stops it.
+func (d *Daemon) movePod(ctx context.Context, name, target string, report func(progress)) (*pod.Move, error) {
+	p, err := d.localPod(name)
+	if err != nil {
+		return nil, err
+	}
+	m := &sourceMove{d: d, pod: p, log: d.log.With("pod", name), clock: newStageClock(d.log.With("pod", name), report)}
+	watching, stopWatching := context.WithCancel(ctx)
+	defer stopWatching()
+	d.tasks.Go(func() { m.clock.watch(watching) })
+
+	m.clock.begin(pod.StagePreflight)
+	check, err := d.checkMove(ctx, name, target)
+	if err != nil {
+		return nil, fmt.Errorf("preflight: %w", err)
+	}
+	if len(check.blockers) > 0 {
+		return nil, &blockedError{pod: name, blockers: check.blockers}
+	}
+	m.record, m.target = check.pod, check.target
+	m.receipt.Processes = check.processes
+
+	// From here on the pod is this move's: stop, kill and a second move wait
+	// or are refused.
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.left {
+		return nil, fmt.Errorf("pod %s: %w: it has just moved", name, pod.ErrConflict)
+	}
+	defer p.beginMove()()
+	m.clock.begin(pod.StageReserve)
+	if m.move, err = d.dir.BeginMove(ctx, name, target); err != nil {
+		return nil, fmt.Errorf("reserve: %w", err)
+	}
+	m.clock.move = m.move.ID
+	m.log = m.log.With("move", m.move.ID)
+	m.log.Info("move begins", "target", target)
+	if err := m.run(ctx); err != nil {
+		err = m.fail(err)
+		if err != nil {
+			return d.finalMove(m.move), err
+		}
+	}
+	m.finish()
+	return d.finalMove(m.move), nil
+}
+
+// finalMove is the journal's entry as it is now, or as it was last known.
+func (d *Daemon) finalMove(known *pod.Move) *pod.Move {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.ctx), cleanupTimeout)
+	defer cancel()
+	if m, err := d.dir.Move(ctx, known.ID); err == nil {
+		return m
+	}
+	return known
+}
+
+// run goes through the stages up to the commit. It returns nil when the
+// target has committed.
+func (m *sourceMove) run(ctx context.Context) error {
+	var err error
+	if m.network, err = m.d.net(ctx); err != nil {
+		return err
+	}
+	if err := m.reserve(ctx); err != nil {
+		return err
+	}
+	m.begin(ctx, pod.StagePresync)
+	for range presyncPasses {
+		sent, err := m.syncFiles(ctx, false)
+		m.receipt.PresyncFileBytes += sent
+		if err != nil {
+			return err
+		}
+		if sent < presyncEnough {
+			break
+		}
+	}
+	if err := m.prepareDump(ctx); err != nil {
+		return err
+	}
+	m.begin(ctx, pod.StageHold)
+	if err := m.hold(ctx); err != nil {
+		return err
+	}
+	if err := m.freezeAndDump(ctx); err != nil {
+		return err
+	}
+	m.clock.begin(pod.StageTransfer)
+	if err := m.transfer(ctx); err != nil {
+		return err
+	}
+	m.clock.begin(pod.StageRestore)
+	return m.restore()
+}
+
+// begin also writes the stage into the journal. It is used while the pod
+// runs; afterwards a write would lengthen the freeze.
+func (m *sourceMove) begin(ctx context.Context, stage pod.Stage) {
+	m.clock.begin(stage)
+	if err := m.d.dir.SetMoveStage(ctx, m.move.ID, stage); err != nil {
+		m.log.Warn("writing the stage into the journal failed", "stage", stage, "error", err)
+	}
+}
+
+func (m *sourceMove) send(message *poddv1.SourceMessage) error {
+	if err := m.conn.send(message); err != nil {
+		return fmt.Errorf("talking to host %s: %w", m.move.Target, err)
+	}
+	return nil
+}
+
+// reserve connects to the target and waits until everything there is ready.
+func (m *sourceMove) reserve(ctx context.Context) error {
+	var err error
+	if m.conn, err = dialTransfer(ctx, m.target.API); err != nil {
+		return err
+	}
+	// The conversation has no deadline of its own while bytes flow; it ends
+	// with the daemon.
+	stop := context.AfterFunc(m.d.ctx, func() { m.conn.Close() })
+	m.undo = append(m.undo, func() { stop(); m.conn.Close() })
+	err = m.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Reserve{
+		Reserve: &poddv1.Reserve{Protocol: transferVersion, Move: m.move.ID},
+	}})
+	if err != nil {
+		return err
+	}
+	reply, err := m.conn.expect()
+	if err != nil {
+		return err
+	}
+	if reply.GetReserved() == nil {
+		return fmt.Errorf("talking to host %s: unexpected answer to reserve", m.move.Target)
+	}
+	trees, err := fileTrees(m.pod.container)
+	if err != nil {
+		return err
+	}
+	m.files = filesync.NewSource(trees, m.log)
+	return nil
+}
+
+// syncFiles sends one pass of the files and returns its bytes.
+func (m *sourceMove) syncFiles(ctx context.Context, final bool) (int64, error) {
+	err := m.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Files{Files: &poddv1.Files{Final: final}}})
+	if err != nil {
+		return 0, err
+	}
+	stats, err := m.files.Sync(ctx, m.clock.count(m.conn), final)
+	if err != nil {
+		return stats.Bytes, fmt.Errorf("sending files: %w", err)
+	}
+	if err := m.conn.writer.Flush(); err != nil {
+		return stats.Bytes, fmt.Errorf("sending files: %w", err)
+	}
+	reply, err := m.conn.expect()
+	if err != nil {
+		return stats.Bytes, err
+	}
+	if reply.GetFilesApplied() == nil {
+		return stats.Bytes, fmt.Errorf("talking to host %s: unexpected answer to files", m.move.Target)
+	}
+	return stats.Bytes, nil
+}
+
+// prepareDump starts CRIU, so that its start-up is over when the pod freezes.
+func (m *sourceMove) prepareDump(ctx context.Context) error {
+	m.images = filepath.Join(m.d.imagesDir(), "source-"+m.move.ID)
+	work := filepath.Join(m.images, "work")
+	if err := os.MkdirAll(work, 0o700); err != nil {
+		return fmt.Errorf("making a directory for images: %w", err)
+	}
+	if err := m.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Memory{Memory: &poddv1.Memory{}}}); err != nil {
+		return err
+	}
+	container, nsPath := m.pod.container, m.d.netnsPath(m.move.Pod, m.move.SourceEpoch)
+	pid, running := container.PID()
+	if !running {
+		return fmt.Errorf("%w: the pod has ended", pod.ErrPhase)
+	}
+	freezer, err := checkpoint.NewFreezer(container.FreezerDir())
+	if err != nil {
+		return err
+	}
+	m.dump, err = m.d.engine.PrepareDump(ctx, checkpoint.DumpOptions{
+		PID:            pid,
+		NetNS:          nsPath,
+		ImagesDir:      m.images,
+		WorkDir:        work,
+		Pages:          m.clock.count(m.conn),
+		ExternalMounts: keys(container.ExternalMounts()),
+		FreezeCgroup:   freezer.Dir(),
+		Log:            m.log,
+		Hooks: checkpoint.DumpHooks{
+			Freeze: func(ctx context.Context) error {
+				if m.frozen.IsZero() {
+					m.clock.begin(pod.StageFreeze)
+					m.frozen = time.Now()
+				}
+				return freezer.Freeze(ctx)
+			},
+			Thaw: freezer.Thaw,
+			Block: func() error {
+				m.clock.begin(pod.StageDump)
+				return m.network.Block(nsPath)
+			},
+			Unblock: func() error { return m.network.Unblock(nsPath) },
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("starting CRIU: %w", err)
+	}
+	return nil
+}
+
+// hold makes the proxy queue what clients send. A proxy that can't is no
+// reason to stop: packets that are lost meanwhile are sent again by TCP.
+func (m *sourceMove) hold(ctx context.Context) error {
+	if err := m.pod.container.CloseSessions(ctx); err != nil {
+		return err
+	}
+	connections, err := m.network.CountConnections(m.d.netnsPath(m.move.Pod, m.move.SourceEpoch))
+	if err != nil {
+		return err
+	}
+	m.receipt.Connections = connections
+	if err := m.d.dir.SetHeld(ctx, m.move.ID, true); err != nil {
+		return err
+	}
+	if err := m.d.holdAtProxy(ctx, m.move.ID); err != nil {
+		m.log.Warn("the proxy does not hold the pod's packets; clients will send them again", "error", err)
+	}
+	return nil
+}
+
+// freezeAndDump returns with the source frozen and held by CRIU, its memory on
+// its way to the target.
+func (m *sourceMove) freezeAndDump(ctx context.Context) error {
+	result, err := m.dump.Run(ctx)
+	if err != nil {
+		return err
+	}
+	m.receipt.MemoryBytes, m.receipt.Pages = result.Pages.Bytes, result.Pages.Pages
+	if err := m.conn.writer.Flush(); err != nil {
+		return fmt.Errorf("sending memory: %w", err)
+	}
+	return nil
+}
+
+// transfer sends CRIU's other images and what changed in the files since the
+// last pass. The answer to the files says that everything has arrived.
+func (m *sourceMove) transfer(ctx context.Context) error {
+	if err := m.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Images{Images: &poddv1.Images{}}}); err != nil {
+		return err
+	}
+	images, err := checkpoint.SendImages(m.clock.count(m.conn), m.images)
+	if err != nil {
+		return fmt.Errorf("sending images: %w", err)
+	}
+	m.receipt.ImageBytes = images.Bytes
+	m.receipt.FrozenFileBytes, err = m.syncFiles(ctx, true)
+	m.receipt.Excision = time.Since(m.frozen)
+	return err
+}
+
+// restore asks for the restore and follows it to the commit.
+func (m *sourceMove) restore() error {
+	m.asked = true
+	if err := m.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Restore{Restore: &poddv1.Restore{}}}); err != nil {
+		return err
+	}
+	reply, err := m.conn.expect()
+	if err != nil {
+		return err
+	}
+	if reply.GetRestored() == nil {
+		return fmt.Errorf("talking to host %s: unexpected answer to restore", m.move.Target)
+	}
+	m.clock.begin(pod.StageCommit)
+	if reply, err = m.conn.expect(); err != nil {
+		return err
+	}
+	if reply.GetCommitted() == nil {
+		return fmt.Errorf("talking to host %s: unexpected answer instead of the commit", m.move.Target)
+	}
+	m.clock.begin(pod.StageRelease)
+	// The target runs whether or not it can say so.
+	if reply, err = m.conn.expect(); err != nil || reply.GetRunning() == nil {
+		m.log.Warn("the target has committed but did not say that the pod runs", "error", err)
+	}
+	m.receipt.Freeze = time.Since(m.frozen)
+	m.receipt.Insertion = m.receipt.Freeze - m.receipt.Excision
+	return nil
+}
+
+// fail undoes the move after an error, unless the target has committed: then
+// it returns nil, and the move goes forward.
+func (m *sourceMove) fail(cause error) error {
+	stage := m.clock.stage()
+	var at *stageError
+	if errors.As(cause, &at) {
+		stage = at.stage
+	}
+	m.log.Warn("move fails", "stage", stage, "error", cause)
+	// The directory decides before the source runs again. If the restore was
+	// never asked for, there is nothing to decide and no reason to wait.
+	if m.asked {
+		if committed := m.settle(stage, cause); committed {
+			m.log.Warn("the target had committed before the failure", "error", cause)
+			return nil
+		}
+		m.resume()
+	} else {
+		m.resume()
+		m.settle(stage, cause)
+	}
+	m.cleanup()
+	return fmt.Errorf("%s: %w; pod %s goes on running on host %s", stage, cause, m.move.Pod, m.move.Source)
+}
+
+// settle aborts the move in the directory, for as long as it takes to reach
+// it, and reports whether the target had committed.
+func (m *sourceMove) settle(stage pod.Stage, cause error) (committed bool) {
+	ctx := context.WithoutCancel(m.d.ctx)
+	for {
+		err := m.d.dir.AbortMove(ctx, m.move.ID, stage, cause)
+		switch {
+		case err == nil:
+			return false
+		case errors.Is(err, directory.ErrCommitted):
+			return true
+		case !m.asked && m.d.ctx.Err() != nil:
+			return false // the next start aborts it
+		}
+		m.log.Error("the directory can't be asked how the move stands; the pod stays frozen until it can", "error", err)
+		time.Sleep(settleRetry)
+	}
+}
+
+// resume lets the pod go on where it was.
+func (m *sourceMove) resume() {
+	if m.dump == nil {
+		return
+	}
+	if err := m.dump.Abort(); err != nil {
+		m.log.Error("resuming the pod failed", "error", err)
+	}
+}
+
+// finish ends the source's copy for good and cleans up after it.
+func (m *sourceMove) finish() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.d.ctx), cleanupTimeout)
+	defer cancel()
+	if err := m.dump.Commit(ctx); err != nil {
+		m.log.Error("ending the source's copy failed", "error", err)
+	}
+	m.cleanup()
+	m.d.forget(m.pod)
+	m.pod.left = true
+	close(m.pod.gone)
+	if err := m.d.removeIncarnation(ctx, m.move.Pod, m.move.SourceEpoch); err != nil {
+		// The next reconciliation tries again.
+		m.log.Error("cleaning up after the move failed", "error", err)
+	}
+	m.receipt.Stages = m.clock.finish()
+	m.receipt.Total = time.Since(m.clock.start)
+	if err := m.d.dir.FinishMove(ctx, m.move.ID, &m.receipt); err != nil {
+		m.log.Error("writing the receipt failed", "error", err)
+	}
+	m.log.Info("move done", "target", m.move.Target, "freeze", m.receipt.Freeze, "total", m.receipt.Total)
+}
+
+// cleanup removes what the move itself needed, in any outcome.
+func (m *sourceMove) cleanup() {
+	for _, f := range m.undo {
+		f()
+	}
+	m.undo = nil
+	if m.images != "" {
+		if err := os.RemoveAll(m.images); err != nil {
+			m.log.Error("removing images failed", "error", err)
+		}
+	}
+}
+
+// keys names every external mount by its own mount point, which is the same on
+// any host.
+func keys(mounts map[string]string) map[string]string {
+	named := make(map[string]string, len(mounts))
+	for destination := range mounts {
+		named[destination] = destination
+	}
+	return named
+}
+
+// fileTrees are the directories a move carries. A volume that is a single file
+// is carried as one entry of its directory.
+func fileTrees(container *namespace.Container) ([]filesync.Tree, error) {
+	var trees []filesync.Tree
+	for _, t := range container.Trees() {
+		tree := filesync.Tree{Name: t.Name, Path: t.Path}
+		// /dev is in there; what may be in it was made by podd.
+		tree.Devices = t.Name == "volatile"
+		info, err := os.Lstat(t.Path)
+		if err != nil {
+			return nil, fmt.Errorf("looking at the pod's files: %w", err)
+		}
+		if !info.IsDir() {
+			tree.Path, tree.Entry = filepath.Split(t.Path)
+		}
+		trees = append(trees, tree)
+	}
+	return trees, nil
+}

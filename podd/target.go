@@ -1,0 +1,313 @@
+package podd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	poddv1 "podd/api/podd/v1"
+	"podd/checkpoint"
+	"podd/directory"
+	"podd/filesync"
+	"podd/namespace"
+	"podd/pod"
+	"podd/vnet"
+)
+
+// targetMove is the target's side of one move.
+type targetMove struct {
+	d      *Daemon
+	log    *slog.Logger
+	conn   *transferConn
+	move   *pod.Move
+	record *pod.Pod
+
+	stage     pod.Stage
+	network   *vnet.Network
+	container *namespace.Container
+	sink      *filesync.Sink
+	restore   *checkpoint.Restore
+	images    string // directory
+	pid       int
+	// asked is set just before the commit is asked for: until then this move
+	// can't be committed.
+	asked     bool
+	committed bool
+}
+
+// serveTransfer is the target's end of the connection of a move.
+func (d *Daemon) serveTransfer(w http.ResponseWriter, r *http.Request) {
+	conn, err := acceptTransfer(w, r)
+	if err != nil {
+		d.log.Warn("a transfer was refused", "peer", r.RemoteAddr, "error", err)
+		return
+	}
+	defer conn.Close()
+	d.tasks.Add(1)
+	defer d.tasks.Done()
+	stop := context.AfterFunc(d.ctx, func() { conn.Close() })
+	defer stop()
+
+	m := &targetMove{d: d, log: d.log, conn: conn, stage: pod.StageReserve}
+	if err := m.run(d.ctx); err != nil {
+		m.fail(err)
+	}
+}
+
+// run follows the source's messages up to the end of the move.
+func (m *targetMove) run(ctx context.Context) error {
+	message := new(poddv1.SourceMessage)
+	if err := m.conn.receive(message); err != nil {
+		return err
+	}
+	reserve := message.GetReserve()
+	if reserve == nil {
+		return errors.New("the conversation does not begin with reserve")
+	}
+	if reserve.GetProtocol() != transferVersion {
+		return fmt.Errorf("%w: the source speaks version %d of the transfer protocol, this host %d: run the same podd on both", pod.ErrInvalid, reserve.GetProtocol(), transferVersion)
+	}
+	if err := m.reserve(ctx, reserve.GetMove()); err != nil {
+		return err
+	}
+	for {
+		message := new(poddv1.SourceMessage)
+		if err := m.conn.receive(message); err != nil {
+			return err
+		}
+		switch {
+		case message.GetFiles() != nil:
+			m.stage = pod.StagePresync
+			if message.GetFiles().GetFinal() {
+				m.stage = pod.StageTransfer
+			}
+			stats, err := m.sink.Apply(ctx, m.conn)
+			if err != nil {
+				return fmt.Errorf("writing files: %w", err)
+			}
+			if err := m.send(&poddv1.TargetMessage{Message: &poddv1.TargetMessage_FilesApplied{FilesApplied: &poddv1.FilesApplied{Bytes: stats.Bytes}}}); err != nil {
+				return err
+			}
+		case message.GetMemory() != nil:
+			m.stage = pod.StageDump
+			if _, err := checkpoint.ReceivePages(ctx, m.conn, m.images, m.pageLimits()); err != nil {
+				return fmt.Errorf("receiving memory: %w", err)
+			}
+		case message.GetImages() != nil:
+			m.stage = pod.StageTransfer
+			if _, err := checkpoint.ReceiveImages(ctx, m.conn, m.images, checkpoint.ImageLimits{Bytes: maxImageBytes, Files: maxImageFiles}); err != nil {
+				return fmt.Errorf("receiving images: %w", err)
+			}
+		case message.GetRestore() != nil:
+			return m.finish(ctx)
+		default:
+			return errors.New("an unknown message from the source")
+		}
+	}
+}
+
+// What CRIU's images other than memory may amount to: far above any real pod.
+const (
+	maxImageBytes = 4 << 30
+	maxImageFiles = 1 << 20
+)
+
+// pageLimits keeps a peer from filling this host's memory.
+func (m *targetMove) pageLimits() checkpoint.PageLimits {
+	const images = 1 << 16 // address spaces and shared memory segments
+	limits := checkpoint.PageLimits{Bytes: math.MaxInt64, Images: images}
+	if m.record.Spec.MemoryBytes > 0 {
+		// Swapped and file-backed private pages are not counted by the limit.
+		limits.Bytes = 4 * m.record.Spec.MemoryBytes
+	}
+	return limits
+}
+
+func (m *targetMove) send(message *poddv1.TargetMessage) error {
+	if err := m.conn.send(message); err != nil {
+		return fmt.Errorf("talking to host %s: %w", m.move.Source, err)
+	}
+	return nil
+}
+
+// reserve makes everything the pod needs here except its processes.
+func (m *targetMove) reserve(ctx context.Context, id string) error {
+	move, err := m.d.dir.Move(ctx, id)
+	if err != nil {
+		return err
+	}
+	if move.Target != m.d.Name || move.State != pod.MoveRunning {
+		return fmt.Errorf("%w: move %s goes to host %s and is %s", pod.ErrConflict, id, move.Target, move.State)
+	}
+	m.log = m.log.With("pod", move.Pod, "move", id)
+	if m.record, err = m.d.dir.Pod(ctx, move.Pod); err != nil {
+		return err
+	}
+	m.move = move
+	m.log.Info("a pod is coming", "source", move.Source)
+	network, err := m.d.net(ctx)
+	if err != nil {
+		return err
+	}
+	m.network = network
+	nsPath := m.d.netnsPath(move.Pod, move.Next.Epoch)
+	if err := m.d.attachNetwork(network, nsPath, move.Next, true); err != nil {
+		return err
+	}
+	if m.container, err = m.d.prepareContainer(ctx, m.record.Spec, move.Next, true); err != nil {
+		return err
+	}
+	trees, err := fileTrees(m.container)
+	if err != nil {
+		return err
+	}
+	m.sink = filesync.NewSink(trees, filesync.Limits{}, m.log)
+	m.images = filepath.Join(m.d.imagesDir(), "target-"+id)
+	work := filepath.Join(m.images, "work")
+	if err := os.MkdirAll(work, 0o700); err != nil {
+		return fmt.Errorf("making a directory for images: %w", err)
+	}
+	m.restore, err = m.d.engine.PrepareRestore(ctx, checkpoint.RestoreOptions{
+		ImagesDir: m.images, WorkDir: work, Root: m.container.Root(), NetNS: nsPath,
+		ExternalMounts: m.container.ExternalMounts(),
+		Hooks: checkpoint.RestoreHooks{
+			JoinCgroup: m.container.JoinCgroup,
+			Release:    func() error { return network.Unblock(nsPath) },
+		},
+		Log: m.log,
+	})
+	if err != nil {
+		return err
+	}
+	return m.send(&poddv1.TargetMessage{Message: &poddv1.TargetMessage_Reserved{Reserved: &poddv1.Reserved{}}})
+}
+
+// finish restores, commits and lets the pod run.
+func (m *targetMove) finish(ctx context.Context) error {
+	m.stage = pod.StageRestore
+	begin := time.Now()
+	// Nobody but overlay may write to its layers once it is mounted, so this
+	// waits for the last file.
+	err := m.container.Mount()
+	if err != nil {
+		return err
+	}
+	if m.pid, err = m.restore.Run(ctx); err != nil {
+		return err
+	}
+	restored := time.Since(begin)
+	if err := m.send(&poddv1.TargetMessage{Message: &poddv1.TargetMessage_Restored{Restored: &poddv1.Restored{RestoreNanoseconds: restored.Nanoseconds()}}}); err != nil {
+		return err
+	}
+	m.stage = pod.StageCommit
+	begin = time.Now()
+	// The proxy lets the packets go that it holds as soon as it sees the
+	// commit, and the sockets are ready for them.
+	if err := m.network.Admit(m.d.netnsPath(m.move.Pod, m.move.Next.Epoch)); err != nil {
+		return err
+	}
+	m.asked = true
+	if err := m.d.dir.CommitMove(ctx, m.move.ID); err != nil {
+		return err
+	}
+	m.committed = true
+	committed := time.Since(begin)
+	m.stage = pod.StageRelease
+	begin = time.Now()
+	// There is no way back: whatever fails now is reported and lived with.
+	if err := m.restore.Commit(context.WithoutCancel(ctx)); err != nil {
+		m.log.Error("letting the pod run failed", "error", err)
+	}
+	running := time.Since(begin)
+	// The source measures the freeze by these two, so they go first and
+	// together; if it has gone, the directory tells it.
+	for _, message := range []*poddv1.TargetMessage{
+		{Message: &poddv1.TargetMessage_Committed{Committed: &poddv1.Committed{CommitNanoseconds: committed.Nanoseconds()}}},
+		{Message: &poddv1.TargetMessage_Running{Running: &poddv1.Running{ResumeNanoseconds: running.Nanoseconds()}}},
+	} {
+		if err := m.send(message); err != nil {
+			m.log.Warn("the source was not told how the move ended", "error", err)
+		}
+	}
+	return m.adopt()
+}
+
+// adopt makes the restored pod one of this host's.
+func (m *targetMove) adopt() error {
+	if err := m.container.Adopt(m.pid); err != nil {
+		return fmt.Errorf("taking over the restored pod: %w", err)
+	}
+	m.d.track(m.move.Pod, m.move.Next.Epoch, m.container)
+	m.removeImages()
+	m.log.Info("the pod runs here", "epoch", m.move.Next.Epoch)
+	return nil
+}
+
+func (m *targetMove) removeImages() {
+	if m.images == "" {
+		return
+	}
+	if err := os.RemoveAll(m.images); err != nil {
+		m.log.Error("removing images failed", "error", err)
+	}
+}
+
+// fail tells the source and removes every trace, unless the move is committed.
+func (m *targetMove) fail(cause error) {
+	m.log.Warn("the move fails on the target", "stage", m.stage, "error", cause)
+	if m.asked && !m.committed {
+		// The reply to the commit may have been lost.
+		m.committed = m.settle(cause)
+		if m.committed {
+			if err := m.restore.Commit(context.WithoutCancel(m.d.ctx)); err != nil {
+				m.log.Error("letting the pod run failed", "error", err)
+			}
+			if err := m.adopt(); err != nil {
+				m.log.Error("the pod runs but is not known", "error", err)
+			}
+			return
+		}
+	}
+	if m.committed {
+		return
+	}
+	if m.restore != nil {
+		if err := m.restore.Abort(); err != nil {
+			m.log.Error("undoing the restore failed", "error", err)
+		}
+	}
+	m.removeImages()
+	if m.move != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.d.ctx), cleanupTimeout)
+		defer cancel()
+		if err := m.d.removeIncarnation(ctx, m.move.Pod, m.move.Next.Epoch); err != nil {
+			m.log.Error("cleaning up after the failed move failed", "error", err)
+		}
+	}
+	// Told last: when the source says that the move failed, nothing is left here.
+	report := &poddv1.TargetMessage{Error: &poddv1.TargetError{Stage: string(m.stage), Message: fmt.Sprintf("host %s: %v", m.d.Name, cause)}}
+	if err := m.conn.send(report); err != nil {
+		m.log.Info("the source could not be told", "error", err)
+	}
+}
+
+// settle finds out whether the move was committed, for as long as it takes.
+func (m *targetMove) settle(cause error) (committed bool) {
+	for {
+		err := m.d.dir.AbortMove(context.WithoutCancel(m.d.ctx), m.move.ID, m.stage, cause)
+		if err == nil {
+			return false
+		}
+		if errors.Is(err, directory.ErrCommitted) {
+			return true
+		}
+		m.log.Error("the directory can't be asked how the move stands; the restored pod is held until it can", "error", err)
+		time.Sleep(settleRetry)
+	}
+}
