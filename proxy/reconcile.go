@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -176,7 +175,7 @@ func (r *reconciler) hold(move string) *hold {
 func (r *reconciler) state(view *directory.View, now time.Time) (datapath.State, time.Duration) {
 	r.endHolds(view, now)
 	again := resyncInterval
-	var s datapath.State
+	s := datapath.State{Pods: make([]datapath.PodPath, 0, len(view.Pods))}
 	for _, h := range view.Hosts {
 		s.Hosts = append(s.Hosts, h.Physical)
 	}
@@ -195,9 +194,6 @@ func (r *reconciler) state(view *directory.View, now time.Time) (datapath.State,
 		}
 		s.Pods = append(s.Pods, path)
 	}
-	// In a fixed order, so that logs and failures can be compared.
-	slices.SortFunc(s.Pods, func(a, b datapath.PodPath) int { return a.Binding.Virtual.Compare(b.Binding.Virtual) })
-	slices.SortFunc(s.Hosts, netip.Addr.Compare)
 	return s, again
 }
 

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -158,5 +159,20 @@ func TestHoldRequests(t *testing.T) {
 	r.refuseAll()
 	if err := <-early.done; !errors.Is(err, pod.ErrUnavailable) {
 		t.Errorf("hold while stopping: %v", err)
+	}
+}
+
+// BenchmarkState is what every change of the directory costs before the data
+// path is even looked at, with ten thousand pods.
+func BenchmarkState(b *testing.B) {
+	r, v := testReconciler(), moving()
+	v.Moves["m"].Held = true
+	for i := range 10_000 {
+		p := *v.Pods["y"]
+		p.Spec.Name = fmt.Sprintf("p%d", i)
+		v.Pods[p.Spec.Name] = &p
+	}
+	for b.Loop() {
+		r.state(v, time.Now())
 	}
 }
