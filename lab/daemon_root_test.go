@@ -27,7 +27,7 @@ var programs = sync.OnceValues(func() (string, error) {
 	}
 	programsDir = dir
 	for _, argv := range [][]string{
-		{"go", "build", "-tags", "seccomp", "-o", dir + "/", "podd/cmd/podd", "podd/cmd/podproxy"},
+		{"go", "build", "-tags", "seccomp", "-o", dir + "/", "podd/cmd/podd", "podd/cmd/podproxy", "podd/cmd/podctl"},
 		{"cc", "-static", "-O2", "-o", filepath.Join(dir, "podinit"), "../namespace/podinit/podinit.c"},
 	} {
 		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
@@ -116,6 +116,34 @@ func TestRootDaemons(t *testing.T) {
 		if s.Daemon != "" && s.PID == 0 {
 			t.Errorf("status of %s: %+v", s.Node, s)
 		}
+	}
+}
+
+// Down ends pods, of daemons that were killed too, and removes all that was
+// made for them.
+func TestRootDownWithPods(t *testing.T) {
+	requireNone(t)
+	l, err := Up(t.Context(), Options{Hosts: 2, BinDir: binDir(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { requireDown(t, l) })
+	for _, pod := range []struct{ host, name string }{{"a", "alice"}, {"a", "carol"}, {"b", "bob"}} {
+		podctl := exec.Command(filepath.Join(binDir(t), "podctl"), "run", "-d", "--name", pod.name, "--", "sh", "-c", "sleep 1000 & sleep 1000")
+		podctl.Env = append(os.Environ(), "PODCTL_HOST=unix://"+l.Socket(pod.host))
+		if out, err := podctl.CombinedOutput(); err != nil {
+			t.Fatalf("running pod %s: %v\n%s\nthe log of %s:\n%s", pod.name, err, out, pod.host, l.LogTail(pod.host, logTail))
+		}
+	}
+	if err := errors.Join(l.Kill("a", unix.SIGKILL), l.Wait(t.Context(), "a")); err != nil {
+		t.Fatal(err)
+	}
+	lines, err := Leftovers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(strings.Join(lines, "\n"), " sleep 1000"); n < 3*2 {
+		t.Errorf("%d processes of pods; want 6 at least:\n%s", n, strings.Join(lines, "\n"))
 	}
 }
 
