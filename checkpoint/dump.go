@@ -142,7 +142,7 @@ func (d *Dump) prepare(ctx context.Context) error {
 		return err
 	}
 	defer output.Close()
-	wo := workerOptions{netNS: d.options.NetNS, output: output}
+	wo := workerOptions{netNS: d.options.NetNS, output: output, log: d.log}
 	if d.options.Pages != nil {
 		ours, theirs, err := socketPair(unix.SOCK_STREAM)
 		if err != nil {

@@ -139,7 +139,7 @@ func (e *Engine) askVersion(ctx context.Context) (int, error) {
 
 // ask starts CRIU for one question that has one answer.
 func (e *Engine) ask(ctx context.Context, request *rpc.CriuReq) (*rpc.CriuResp, error) {
-	w, err := e.startWorker(workerOptions{})
+	w, err := e.startWorker(workerOptions{log: e.log})
 	if err != nil {
 		return nil, err
 	}

@@ -102,7 +102,7 @@ func (r *Restore) prepare(ctx context.Context) error {
 		return err
 	}
 	defer output.Close()
-	if r.worker, err = r.engine.startWorker(workerOptions{netNS: r.options.NetNS, output: output}); err != nil {
+	if r.worker, err = r.engine.startWorker(workerOptions{netNS: r.options.NetNS, output: output, log: r.log}); err != nil {
 		return err
 	}
 	if err := r.options.Hooks.JoinCgroup(r.worker.pid()); err != nil {

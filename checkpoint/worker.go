@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
@@ -22,6 +23,8 @@ const (
 	// stopTimeout is how long CRIU may take to roll back after its sockets
 	// were closed. It has stopped doing anything useful after that.
 	stopTimeout = time.Minute
+	// lastWords is how long messages of a CRIU that has ended are read.
+	lastWords = 100 * time.Millisecond
 )
 
 // errWorkerGone means CRIU closed the conversation, usually by dying.
@@ -44,6 +47,7 @@ type workerOptions struct {
 	files []*os.File
 	// output gets what CRIU says before its log file is open.
 	output *os.File
+	log    *slog.Logger
 }
 
 // firstWorkerFile is the descriptor that the first of workerOptions.files has
@@ -57,6 +61,8 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 	}
 	defer theirs.Close()
 	cmd := exec.Command(e.path, "--no-default-config", "swrk", "3")
+	// A session of its own keeps the signals of our terminal away from it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.ExtraFiles = append([]*os.File{theirs}, options.files...)
 	// Only what CRIU needs to find tar and iptables: no HOME, for there may
 	// be a configuration file.
@@ -73,7 +79,7 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 		ours.Close()
 		return nil, fmt.Errorf("starting CRIU: %w", err)
 	}
-	w := &worker{cmd: cmd, conn: ours, log: e.log, exited: make(chan struct{}), buf: make([]byte, maxMessage)}
+	w := &worker{cmd: cmd, conn: ours, log: options.log, exited: make(chan struct{}), buf: make([]byte, maxMessage)}
 	go func() {
 		// A subreaper that waits for any child may be faster: the status
 		// is of no use, only that it is over.
@@ -142,26 +148,33 @@ func (w *worker) answer(ok bool) error {
 	return w.send(&rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: proto.Bool(ok)})
 }
 
-// receive returns the next message. It returns ctx's error as soon as ctx is
+// receive returns the next message. It returns ctx's cause as soon as ctx is
 // done; the conversation can go on after that with another context.
 func (w *worker) receive(ctx context.Context) (message, error) {
-	if err := ctx.Err(); err != nil {
-		return message{}, err
+	if ctx.Err() != nil {
+		return message{}, context.Cause(ctx)
 	}
 	if err := w.conn.SetReadDeadline(time.Time{}); err != nil {
 		return message{}, fmt.Errorf("%w: %w", errWorkerGone, err)
 	}
-	fired := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		w.conn.SetReadDeadline(time.Unix(1, 0))
-		close(fired)
-	})
-	m, err := w.read()
-	if !stop() {
-		<-fired
-		if err != nil {
-			return message{}, context.Cause(ctx)
+	done, watcher := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watcher)
+		select {
+		case <-ctx.Done():
+			w.conn.SetReadDeadline(time.Unix(1, 0))
+		case <-w.exited:
+			// A helper that CRIU left behind may hold the socket open, so
+			// the end of input may never come. The last words may.
+			w.conn.SetReadDeadline(time.Now().Add(lastWords))
+		case <-done:
 		}
+	}()
+	m, err := w.read()
+	close(done)
+	<-watcher
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
 	return m, err
 }
@@ -232,6 +245,12 @@ func (w *worker) stop() {
 			w.log.Error("killing CRIU failed", "criu", w.pid(), "error", err)
 		}
 		<-w.exited
+	}
+	if w.killed() {
+		// Its helpers, which are in its process group, outlive it.
+		if err := unix.Kill(-w.pid(), unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			w.log.Error("killing CRIU's helpers failed", "criu", w.pid(), "error", err)
+		}
 	}
 }
 

@@ -1,0 +1,311 @@
+package checkpoint
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// criuClient says to a page server what a dump says, in the layout of 4.2 or
+// the older one.
+type criuClient struct {
+	t    *testing.T
+	conn net.Conn
+	old  bool
+}
+
+func (c criuClient) send(f frame, data []byte) {
+	c.t.Helper()
+	b := f.append(nil)
+	if c.old {
+		b = binary.LittleEndian.AppendUint32(nil, f.op|f.flags<<16)
+		b = binary.LittleEndian.AppendUint32(b, uint32(f.pages))
+		b = binary.LittleEndian.AppendUint64(b, f.addr)
+		b = binary.LittleEndian.AppendUint64(b, f.image)
+	}
+	if _, err := c.conn.Write(append(b, data...)); err != nil {
+		c.t.Error(err)
+	}
+}
+
+func (c criuClient) expect(answer ...byte) {
+	c.t.Helper()
+	b := make([]byte, len(answer))
+	if _, err := io.ReadFull(c.conn, b); err != nil || !bytes.Equal(b, answer) {
+		c.t.Errorf("answer %v, %v; want %v", b, err, answer)
+	}
+}
+
+func pagesOf(n int, fill byte) []byte {
+	b := bytes.Repeat([]byte{fill}, n*pageSize)
+	for i := range n {
+		binary.LittleEndian.PutUint32(b[i*pageSize:], uint32(i))
+	}
+	return b
+}
+
+const (
+	task7  = 7<<8 | imageTask
+	shmem9 = 9<<8 | imageShmem
+)
+
+// sampleStream is a valid stream: two images, several runs of pages.
+func sampleStream() []byte {
+	var b []byte
+	b = frame{op: opOpen, image: task7}.append(b)
+	b = frame{op: opAdd, flags: pagePresent, pages: 2, addr: 0x10000, image: task7}.append(b)
+	b = append(b, pagesOf(2, 'a')...)
+	b = frame{op: opAdd, flags: pagePresent | pageLazy, pages: 1, addr: 0x20000, image: task7}.append(b)
+	b = append(b, pagesOf(1, 'b')...)
+	b = frame{op: opOpen, image: shmem9}.append(b)
+	b = frame{op: opAdd, flags: pagePresent, pages: 1, addr: 0, image: shmem9}.append(b)
+	b = append(b, pagesOf(1, 'c')...)
+	return frame{op: opClose}.append(b)
+}
+
+func TestServePages(t *testing.T) {
+	for _, old := range []bool{false, true} {
+		ours, theirs := net.Pipe()
+		var stream bytes.Buffer
+		type result struct {
+			stats PageStats
+			err   error
+		}
+		done := make(chan result)
+		header := headerSize
+		if old {
+			header = headerSizeOld
+		}
+		go func() {
+			stats, err := servePages(ours, &stream, header)
+			done <- result{stats, err}
+		}()
+		c := criuClient{t, theirs, old}
+		c.send(frame{op: opParent, image: task7}, nil)
+		c.expect(0, 0, 0, 0)
+		c.send(frame{op: opOpen, image: task7}, nil)
+		c.expect(0)
+		c.send(frame{op: opAdd, flags: pagePresent, pages: 2, addr: 0x10000, image: task7}, pagesOf(2, 'a'))
+		c.send(frame{op: opAdd, flags: pagePresent | pageLazy, pages: 1, addr: 0x20000, image: task7}, pagesOf(1, 'b'))
+		c.send(frame{op: opOpen, image: shmem9}, nil)
+		c.expect(0)
+		c.send(frame{op: opAdd, flags: pagePresent, pages: 1, addr: 0, image: shmem9}, pagesOf(1, 'c'))
+		c.send(frame{op: opEndForce}, nil)
+		c.expect(0, 0, 0, 0)
+		r := <-done
+		want := PageStats{Images: 2, Pages: 4, Bytes: 4 * pageSize}
+		if r.err != nil || r.stats != want {
+			t.Errorf("old %v: %+v, %v", old, r.stats, r.err)
+		}
+		if !bytes.Equal(stream.Bytes(), sampleStream()) {
+			t.Errorf("old %v: the stream is not what was said", old)
+		}
+	}
+}
+
+func TestServePagesFails(t *testing.T) {
+	reason := errors.New("no")
+	for name, c := range map[string]struct {
+		say  []byte
+		w    io.Writer
+		want error
+	}{
+		"cut":               {frame{op: opAdd, flags: pagePresent, pages: 1}.append(nil), io.Discard, io.ErrUnexpectedEOF},
+		"cut header":        {make([]byte, headerSize-1), io.Discard, io.ErrUnexpectedEOF},
+		"ended without end": {nil, io.Discard, io.ErrUnexpectedEOF},
+		"target gone":       {frame{op: opEndForce}.append(nil), failingWriter{reason}, reason},
+		"unknown operation": {frame{op: 77}.append(nil), io.Discard, nil},
+	} {
+		_, err := servePages(&readOnly{bytes.NewReader(c.say)}, c.w, headerSize)
+		if err == nil || c.want != nil && !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+type failingWriter struct{ err error }
+
+func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
+
+// readOnly is a connection whose other end does not wait for answers.
+type readOnly struct{ io.Reader }
+
+func (*readOnly) Write(b []byte) (int, error) { return len(b), nil }
+
+func TestReceivePages(t *testing.T) {
+	dir := t.TempDir()
+	r := bytes.NewReader(append(sampleStream(), "next"...))
+	stats, err := ReceivePages(t.Context(), r, dir, PageLimits{Bytes: 4 * pageSize, Images: 2})
+	if err != nil || stats != (PageStats{Images: 2, Pages: 4, Bytes: 4 * pageSize}) {
+		t.Fatalf("%+v, %v", stats, err)
+	}
+	if rest, _ := io.ReadAll(r); string(rest) != "next" {
+		t.Errorf("%d bytes are left of what follows the stream", len(rest))
+	}
+	checkFile(t, filepath.Join(dir, "pages-65537.img"), append(pagesOf(2, 'a'), pagesOf(1, 'b')...))
+	checkFile(t, filepath.Join(dir, "pages-65538.img"), pagesOf(1, 'c'))
+	checkPagemap(t, filepath.Join(dir, "pagemap-7.img"), []map[protowire.Number]uint64{
+		{1: 65537},
+		{1: 0x10000, 2: 2, 4: pagePresent, 5: 2},
+		{1: 0x20000, 2: 1, 4: pagePresent | pageLazy, 5: 1},
+	})
+	checkPagemap(t, filepath.Join(dir, "pagemap-shmem-9.img"), []map[protowire.Number]uint64{
+		{1: 65538},
+		{1: 0, 2: 1, 4: pagePresent, 5: 1},
+	})
+}
+
+func checkFile(t *testing.T, name string, want []byte) {
+	t.Helper()
+	got, err := os.ReadFile(name)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%s: %d bytes, %v; want %d bytes", name, len(got), err, len(want))
+	}
+}
+
+// checkPagemap decodes a pagemap image independently of the code that writes it.
+func checkPagemap(t *testing.T, name string, want []map[protowire.Number]uint64) {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if magic := binary.LittleEndian.Uint32(b); magic != 0x54564319 {
+		t.Errorf("%s: magic %#x", name, magic)
+	}
+	if magic := binary.LittleEndian.Uint32(b[4:]); magic != 0x56084025 {
+		t.Errorf("%s: magic %#x", name, magic)
+	}
+	b = b[8:]
+	for i, fields := range want {
+		if len(b) < 4 {
+			t.Fatalf("%s: ends before entry %d", name, i)
+		}
+		n := binary.LittleEndian.Uint32(b)
+		entry := b[4 : 4+n]
+		b = b[4+n:]
+		for len(entry) > 0 {
+			field, kind, n := protowire.ConsumeTag(entry)
+			if n < 0 || kind != protowire.VarintType {
+				t.Fatalf("%s: entry %d is malformed", name, i)
+			}
+			v, m := protowire.ConsumeVarint(entry[n:])
+			if w, ok := fields[field]; !ok || w != v {
+				t.Errorf("%s: entry %d has field %d = %d, want %d", name, i, field, v, w)
+			}
+			entry = entry[n+m:]
+		}
+	}
+	if len(b) > 0 {
+		t.Errorf("%s: %d bytes too many", name, len(b))
+	}
+}
+
+func TestReceivePagesRefuses(t *testing.T) {
+	open := frame{op: opOpen, image: task7}.append(nil)
+	page := pagesOf(1, 0)
+	add := func(f frame) []byte {
+		f.op = opAdd
+		if f.image == 0 {
+			f.image = task7
+		}
+		return append(f.append(bytes.Clone(open)), page...)
+	}
+	for name, c := range map[string]struct {
+		stream []byte
+		want   error
+	}{
+		"nothing":            {nil, io.ErrUnexpectedEOF},
+		"no end":             {open, io.ErrUnexpectedEOF},
+		"cut page":           {add(frame{flags: pagePresent, pages: 1})[:headerSize*2+10], io.ErrUnexpectedEOF},
+		"too much memory":    {add(frame{flags: pagePresent, pages: 17}), ErrLimit},
+		"much too much":      {add(frame{flags: pagePresent, pages: 1 << 51}), ErrLimit},
+		"too many images":    {bytes.Join([][]byte{open, frame{op: opOpen, image: 8<<8 | 1}.append(nil), frame{op: opOpen, image: 9<<8 | 1}.append(nil)}, nil), ErrLimit},
+		"overflow":           {add(frame{flags: pagePresent, pages: 1<<52 + 1}), nil},
+		"no pages":           {add(frame{flags: pagePresent}), nil},
+		"end of memory":      {add(frame{flags: pagePresent, pages: 2, addr: ^uint64(0) - pageSize + 1}), nil},
+		"unaligned":          {add(frame{flags: pagePresent, pages: 1, addr: 1}), nil},
+		"parent flag":        {add(frame{flags: 1, pages: 1}), nil},
+		"other image":        {add(frame{flags: pagePresent, pages: 1, image: shmem9}), nil},
+		"before open":        {frame{op: opAdd, flags: pagePresent, pages: 1, image: task7}.append(nil), nil},
+		"twice":              {append(bytes.Clone(open), open...), nil},
+		"unknown kind":       {frame{op: opOpen, image: 7<<8 | 3}.append(nil), nil},
+		"process 0":          {frame{op: opOpen, image: imageTask}.append(nil), nil},
+		"impossible process": {frame{op: opOpen, image: (maxTaskNumber+1)<<8 | imageTask}.append(nil), nil},
+		"unknown operation":  {frame{op: 9}.append(nil), nil},
+		"backwards": {append(add(frame{flags: pagePresent, pages: 1, addr: 0x10000}),
+			frame{op: opAdd, flags: pagePresent, pages: 1, addr: 0x10000, image: task7}.append(nil)...), nil},
+	} {
+		_, err := ReceivePages(t.Context(), bytes.NewReader(c.stream), t.TempDir(), PageLimits{Bytes: 16 * pageSize, Images: 2})
+		if err == nil || c.want != nil && !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestReceivePagesCancelled(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	reason := errors.New("stop")
+	done := make(chan error)
+	go func() {
+		_, err := ReceivePages(ctx, ours, t.TempDir(), PageLimits{Bytes: 1 << 20, Images: 2})
+		done <- err
+	}()
+	if _, err := theirs.Write(frame{op: opOpen, image: task7}.append(nil)); err != nil {
+		t.Fatal(err)
+	}
+	cancel(reason)
+	if err := <-done; !errors.Is(err, reason) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// FuzzReceivePages feeds anything and checks that no more is written than
+// allowed, and nothing outside of the directory.
+func FuzzReceivePages(f *testing.F) {
+	f.Add(sampleStream())
+	f.Add(sampleStream()[:100])
+	f.Add(frame{op: opAdd, flags: pagePresent, pages: 1 << 52, addr: 0, image: task7}.append(frame{op: opOpen, image: task7}.append(nil)))
+	f.Add(frame{op: opOpen, image: (1<<56-1)<<8 | imageShmem}.append(nil))
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		limits := PageLimits{Bytes: 8 * pageSize, Images: 3}
+		dir := t.TempDir()
+		stats, err := ReceivePages(t.Context(), bufio.NewReader(bytes.NewReader(stream)), dir, limits)
+		if stats.Bytes > limits.Bytes || stats.Images > limits.Images || stats.Bytes != stats.Pages*pageSize {
+			t.Errorf("%+v", stats)
+		}
+		entries, readErr := os.ReadDir(dir)
+		if readErr != nil {
+			t.Fatal(readErr)
+		}
+		if len(entries) > 2*limits.Images {
+			t.Errorf("%d files", len(entries))
+		}
+		var size int64
+		for _, e := range entries {
+			if !imageName.MatchString(e.Name()) {
+				t.Errorf("file %q", e.Name())
+			}
+			info, err := e.Info()
+			if err != nil {
+				t.Fatal(err)
+			}
+			size += info.Size()
+		}
+		// Pages, and for each run of at least one a small entry.
+		if size > limits.Bytes+8*64+int64(limits.Images)*64 {
+			t.Errorf("%d bytes written, error %v", size, err)
+		}
+	})
+}
