@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"podd/namespace/image"
 	"podd/pod"
 )
 
@@ -44,6 +45,8 @@ type Container struct {
 	record  record
 
 	mu sync.Mutex
+	// hidden is what Mount is to hide of the host, for its image.
+	hidden []hidden
 	// pidfd refers to the init once it has been asked for and found alive.
 	pidfd    *os.File
 	sessions sessions
@@ -117,6 +120,9 @@ func (r *Runtime) Prepare(ctx context.Context, config Config) (_ *Container, err
 		return nil, err
 	}
 	if config.Restore {
+		if err := c.mountMasked(); err != nil {
+			return nil, err
+		}
 		return c, c.makeVolumes()
 	}
 	if err := c.Mount(); err != nil {
@@ -135,7 +141,7 @@ func (r *Runtime) Prepare(ctx context.Context, config Config) (_ *Container, err
 }
 
 func (c *Container) makeDirs() error {
-	for _, dir := range []string{c.paths.work, c.paths.volumes, c.paths.run, c.paths.rootfs, c.paths.volatile} {
+	for _, dir := range []string{c.paths.work, c.paths.volumes, c.paths.run, c.paths.rootfs, c.paths.volatile, c.paths.masked} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
@@ -291,7 +297,7 @@ func (c *Container) ExternalMounts() map[string]string {
 		external[masked] = filepath.Join(c.paths.volatile, "dev/null")
 	}
 	for _, masked := range maskedDirs {
-		external[masked] = filepath.Join(c.paths.run, "masked")
+		external[masked] = c.paths.masked
 	}
 	return external
 }

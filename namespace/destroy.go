@@ -30,6 +30,7 @@ func (c *Container) Release(ctx context.Context) error {
 		c.removeCgroup(ctx),
 		unmount(c.paths.rootfs),
 		unmount(c.paths.volatile),
+		unmount(c.paths.masked),
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("releasing container %s: %w", c.id, err)

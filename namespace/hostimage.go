@@ -49,18 +49,15 @@ type hidden struct {
 }
 
 // hideHost puts what covers the host's private files into the upper layer. What
-// the pod itself has put there, on another host, stays.
+// the pod itself has put there, on another host, stays. The search was done by
+// Prepare: it takes tens of milliseconds, and a pod that moves is frozen now.
 func (c *Container) hideHost() error {
-	list, err := hostHidden(c.runtime.opts.StateDir, c.runtime.opts.RunDir)
-	if err != nil {
-		return err
-	}
 	upper, err := openDir(c.paths.upper)
 	if err != nil {
 		return err
 	}
 	defer upper.Close()
-	for _, h := range list {
+	for _, h := range c.hidden {
 		if err := h.cover(upper); err != nil {
 			return fmt.Errorf("/%s: %w", h.path, err)
 		}

@@ -17,14 +17,12 @@ import (
 // nobody but overlay itself may write to an upper layer that is mounted. Doing
 // it twice is an error.
 func (c *Container) Mount() error {
-	lower := c.record.Image.Layers
 	if c.record.Image.Name == image.HostName {
-		lower = []string{"/"}
 		if err := c.hideHost(); err != nil {
 			return fmt.Errorf("hiding the host's private files: %w", err)
 		}
 	}
-	return mountOverlay(lower, c.paths.upper, c.paths.work, c.paths.rootfs)
+	return mountOverlay(c.Layers(), c.paths.upper, c.paths.work, c.paths.rootfs)
 }
 
 // mountOverlay stacks lower, topmost first. index and nfs_export give files
@@ -66,11 +64,16 @@ func (c *Container) mountVolatile() error {
 	if err := unix.Mount("tmpfs", c.paths.volatile, "tmpfs", unix.MS_NOSUID, "mode=0755,size="+size); err != nil {
 		return fmt.Errorf("mounting the volatile files at %s: %w", c.paths.volatile, err)
 	}
-	// What libcontainer and CRIU mount over directories that are not to be seen.
-	if err := os.Mkdir(filepath.Join(c.paths.run, "masked"), 0o555); err != nil {
-		return err
-	}
 	return makeVolatile(c.paths.volatile)
+}
+
+// mountMasked mounts what CRIU binds over directories that are not to be seen,
+// like what libcontainer makes for a new pod: empty and never writable.
+func (c *Container) mountMasked() error {
+	if err := unix.Mount("tmpfs", c.paths.masked, "tmpfs", unix.MS_RDONLY|noAccess|unix.MS_NOEXEC, "size=4k,nr_inodes=1"); err != nil {
+		return fmt.Errorf("mounting an empty directory at %s: %w", c.paths.masked, err)
+	}
+	return nil
 }
 
 // volatileDirs are the directories on the tmpfs, with their permission bits.

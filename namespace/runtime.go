@@ -111,7 +111,7 @@ func parseID(id string) (name string, epoch pod.Epoch, ok bool) {
 // paths are the places of one container. They follow from its ID.
 type paths struct {
 	state, record, upper, work, volumes string
-	run, rootfs, volatile               string
+	run, rootfs, volatile, masked       string
 	libcontainer                        string
 	cgroup                              string // from the root of the hierarchy
 }
@@ -128,6 +128,7 @@ func (r *Runtime) paths(id string) paths {
 		run:          run,
 		rootfs:       filepath.Join(run, "rootfs"),
 		volatile:     filepath.Join(run, "volatile"),
+		masked:       filepath.Join(run, "masked"),
 		libcontainer: filepath.Join(r.opts.RunDir, "libcontainer", id),
 		cgroup:       filepath.Join(r.opts.CgroupParent, id),
 	}

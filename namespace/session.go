@@ -367,4 +367,3 @@ func (s *sessions) close() {
 	}
 	s.open = nil
 }
-
