@@ -119,6 +119,11 @@ func (r *Runtime) Prepare(ctx context.Context, config Config) (_ *Container, err
 	if err := c.mountVolatile(); err != nil {
 		return nil, err
 	}
+	if img.Name == image.HostName {
+		if c.hidden, err = hostHidden(r.opts.StateDir, r.opts.RunDir); err != nil {
+			return nil, err
+		}
+	}
 	if config.Restore {
 		if err := c.mountMasked(); err != nil {
 			return nil, err
