@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -215,6 +216,7 @@ func TestUnreachableLater(t *testing.T) {
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
 	}
+	var wait sync.WaitGroup
 	for what, try := range map[string]func(context.Context) error{
 		"Pod":       func(ctx context.Context) error { _, err := d.Pod(ctx, "x"); return err },
 		"Pods":      func(ctx context.Context) error { _, err := d.Pods(ctx); return err },
@@ -228,11 +230,14 @@ func TestUnreachableLater(t *testing.T) {
 		"Abort":     func(ctx context.Context) error { return d.AbortMove(ctx, "x", pod.StageDump, nil) },
 		"Register":  func(ctx context.Context) error { _, err := d.RegisterHost(ctx, host("a", 1)); return err },
 	} {
-		err := try(t.Context())
-		if !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(fmt.Sprint(err), e.Endpoint()) {
-			t.Errorf("%s: error is %v, want %v with the endpoint", what, err, pod.ErrUnavailable)
-		}
+		wait.Go(func() {
+			err := try(t.Context())
+			if !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(fmt.Sprint(err), e.Endpoint()) {
+				t.Errorf("%s: error is %v, want %v with the endpoint", what, err, pod.ErrUnavailable)
+			}
+		})
 	}
+	wait.Wait()
 }
 
 func TestDataDirInUse(t *testing.T) {
