@@ -35,7 +35,7 @@ func startTime(pid int) (uint64, error) {
 	}
 	// The second field, the name in brackets, may hold anything.
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	const state, start = 3 - 3, 22 - 3 // proc(5) counts from 1, and two are cut off
+	const state, start = 0, 19 // proc(5) numbers them 3 and 22
 	if len(fields) <= start {
 		return 0, fmt.Errorf("looking at process %d: %q", pid, stat)
 	}
