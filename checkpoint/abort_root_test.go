@@ -348,6 +348,7 @@ func TestReleaseFails(t *testing.T) {
 	must(t, err)
 	_, err = r.Run(t.Context())
 	must(t, err)
+	defer r.Close()
 	if err := r.Commit(t.Context()); !errors.Is(err, reason) {
 		t.Errorf("Commit: %v", err)
 	}

@@ -27,6 +27,7 @@ func (w *world) begin(t *testing.T, e *Engine, pod *testPod) *move {
 	m.restore, err = e.PrepareRestore(ctx, w.target.restoreOptions())
 	must(t, err)
 	t.Cleanup(func() {
+		m.restore.Close()
 		if err := m.restore.Abort(); err != nil {
 			t.Error(err)
 		}

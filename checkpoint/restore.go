@@ -348,8 +348,18 @@ func (r *Restore) Commit(ctx context.Context) error {
 		return fmt.Errorf("committing the restore: %w", r.fail(err))
 	}
 	r.state = restoreRunning
-	r.release()
 	return releaseErr
+}
+
+// Close waits until CRIU has ended, which after Commit takes tens of
+// milliseconds that nobody else should wait for. After Abort or a failure
+// there is nothing left to close. The pod is not touched.
+func (r *Restore) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.state == restoreRunning {
+		r.release()
+	}
 }
 
 // resume answers the hold and what follows it.

@@ -39,6 +39,8 @@ type targetMove struct {
 	// can't be committed.
 	asked     bool
 	committed bool
+	// adoptErr is why the pod's record on this host could not be written.
+	adoptErr error
 }
 
 // serveTransfer is the target's end of the connection of a move.
@@ -212,8 +214,13 @@ func (m *targetMove) finish(ctx context.Context) error {
 	if err := m.network.Admit(m.d.netnsPath(m.move.Pod, m.move.Next.Epoch)); err != nil {
 		return err
 	}
+	// The record by which a later podd finds the pod is written meanwhile.
+	adopted := make(chan error, 1)
+	go func() { adopted <- m.container.Adopt(m.pid) }()
 	m.asked = true
-	if err := m.d.dir.CommitMove(ctx, m.move.ID); err != nil {
+	err = m.d.dir.CommitMove(ctx, m.move.ID)
+	m.adoptErr = <-adopted
+	if err != nil {
 		return err
 	}
 	m.committed = true
@@ -235,18 +242,19 @@ func (m *targetMove) finish(ctx context.Context) error {
 			m.log.Warn("the source was not told how the move ended", "error", err)
 		}
 	}
-	return m.adopt()
+	m.takeOver()
+	return nil
 }
 
-// adopt makes the restored pod one of this host's.
-func (m *targetMove) adopt() error {
-	if err := m.container.Adopt(m.pid); err != nil {
-		return fmt.Errorf("taking over the restored pod: %w", err)
+// takeOver makes the restored pod one of this host's.
+func (m *targetMove) takeOver() {
+	if m.adoptErr != nil {
+		m.log.Error("writing the pod's record failed; a restart of podd would not find it", "error", m.adoptErr)
 	}
 	m.d.track(m.move.Pod, m.move.Next.Epoch, m.container)
-	m.removeImages()
 	m.log.Info("the pod runs here", "epoch", m.move.Next.Epoch)
-	return nil
+	m.restore.Close()
+	m.removeImages()
 }
 
 func (m *targetMove) removeImages() {
@@ -268,9 +276,7 @@ func (m *targetMove) fail(cause error) {
 			if err := m.restore.Commit(context.WithoutCancel(m.d.ctx)); err != nil {
 				m.log.Error("letting the pod run failed", "error", err)
 			}
-			if err := m.adopt(); err != nil {
-				m.log.Error("the pod runs but is not known", "error", err)
-			}
+			m.takeOver()
 			return
 		}
 	}
