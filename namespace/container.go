@@ -158,8 +158,8 @@ func (c *Container) makeDirs() error {
 	return os.Chmod(c.paths.upper, 0o755)
 }
 
-// Tree is a directory, or for a volume perhaps a file, of the host whose
-// content belongs to the pod and goes where it goes.
+// Tree is a directory of the host whose content belongs to the pod and goes
+// where it goes.
 type Tree struct {
 	// Name is the same on every host: "upper", "volatile" or "volume:" and the
 	// destination in the pod.
@@ -170,11 +170,14 @@ type Tree struct {
 	Policy pod.VolumePolicy
 }
 
+// VolatileTree is the tree of /dev, /tmp and /run.
+const VolatileTree = "volatile"
+
 // Trees lists what must be carried when the pod moves.
 func (c *Container) Trees() []Tree {
 	trees := []Tree{
 		{"upper", c.paths.upper, pod.VolumeMove},
-		{"volatile", c.paths.volatile, pod.VolumeMove},
+		{VolatileTree, c.paths.volatile, pod.VolumeMove},
 	}
 	for _, v := range c.record.Config.Spec.Volumes {
 		if v.Policy == pod.VolumeMove || v.Policy == pod.VolumeCopy {
@@ -199,8 +202,10 @@ func (c *Container) makeVolumes() error {
 	for _, v := range config.Spec.Volumes {
 		source := c.volumeSource(v)
 		carried := v.Policy == pod.VolumeMove || v.Policy == pod.VolumeCopy
-		_, err := os.Lstat(source)
+		info, err := os.Stat(source)
 		switch {
+		case err == nil && carried && !info.IsDir():
+			return fmt.Errorf("%w: volume %s: %s is a file, and policy %s carries only directories", pod.ErrInvalid, v.Destination, source, v.Policy)
 		case err == nil:
 			continue
 		case !errors.Is(err, fs.ErrNotExist):

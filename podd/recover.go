@@ -41,7 +41,10 @@ func (d *Daemon) recover(ctx context.Context) error {
 			d.log.Error("taking over a pod failed", "pod", record.Name(), "error", err)
 		}
 	}
-	return d.removeLeftovers(ctx, wanted)
+	if err := d.removeLeftovers(ctx, wanted); err != nil {
+		return err
+	}
+	return d.finishMoves(ctx, view)
 }
 
 // incarnation names one incarnation of a pod.
@@ -61,9 +64,17 @@ func (d *Daemon) abortMoves(ctx context.Context, view *directory.View) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// finishMoves closes the moves from here that were committed when this host
+// stopped: only the clean-up was left, and it has been done. What they measured
+// is lost.
+func (d *Daemon) finishMoves(ctx context.Context, view *directory.View) error {
+	for _, move := range view.Moves {
 		if move.State == pod.MoveCommitted && move.Source == d.Name {
-			// Only the clean-up was left, and that is about to be done.
-			if err := d.dir.FinishMove(ctx, move.ID, &pod.Receipt{}); err != nil {
+			if err := d.dir.FinishMove(ctx, move.ID, nil); err != nil {
 				return err
 			}
 		}
@@ -179,7 +190,7 @@ func (d *Daemon) recordEnd(ctx context.Context, record *pod.Pod, container *name
 func (d *Daemon) removeLeftovers(ctx context.Context, wanted map[incarnation]bool) error {
 	keep := func(name string, epoch pod.Epoch) bool { return wanted[incarnation{name, epoch}] }
 	if err := d.runtime.Cleanup(ctx, keep); err != nil {
-		d.log.Error("removing leftovers failed", "error", err)
+		return err
 	}
 	network, err := d.net(ctx)
 	if errors.Is(err, pod.ErrUnavailable) {

@@ -192,11 +192,7 @@ func (m *sourceMove) reserve(ctx context.Context) error {
 	if reply.GetReserved() == nil {
 		return fmt.Errorf("talking to host %s: unexpected answer to reserve", m.move.Target)
 	}
-	trees, err := fileTrees(m.pod.container)
-	if err != nil {
-		return err
-	}
-	m.files = filesync.NewSource(trees, m.log)
+	m.files = filesync.NewSource(fileTrees(m.pod.container), m.log)
 	return nil
 }
 
@@ -453,22 +449,13 @@ func keys(mounts map[string]string) map[string]string {
 	return named
 }
 
-// fileTrees are the directories a move carries. A volume that is a single file
-// is carried as one entry of its directory.
-func fileTrees(container *namespace.Container) ([]filesync.Tree, error) {
+// fileTrees are the directories a move carries.
+func fileTrees(container *namespace.Container) []filesync.Tree {
 	var trees []filesync.Tree
 	for _, t := range container.Trees() {
-		tree := filesync.Tree{Name: t.Name, Path: t.Path}
-		// /dev is in there; what may be in it was made by podd.
-		tree.Devices = t.Name == "volatile"
-		info, err := os.Lstat(t.Path)
-		if err != nil {
-			return nil, fmt.Errorf("looking at the pod's files: %w", err)
-		}
-		if !info.IsDir() {
-			tree.Path, tree.Entry = filepath.Split(t.Path)
-		}
-		trees = append(trees, tree)
+		// Device nodes are in /dev, which podd has made.
+		options := filesync.Options{Devices: t.Name == namespace.VolatileTree}
+		trees = append(trees, filesync.Tree{Name: t.Name, Path: t.Path, Options: options})
 	}
-	return trees, nil
+	return trees
 }

@@ -165,11 +165,7 @@ func (m *targetMove) reserve(ctx context.Context, id string) error {
 	if m.container, err = m.d.prepareContainer(ctx, m.record.Spec, move.Next, true); err != nil {
 		return err
 	}
-	trees, err := fileTrees(m.container)
-	if err != nil {
-		return err
-	}
-	m.sink = filesync.NewSink(trees, filesync.Limits{}, m.log)
+	m.sink = filesync.NewSink(fileTrees(m.container), filesync.Limits{}, m.log)
 	m.images = filepath.Join(m.d.imagesDir(), "target-"+id)
 	work := filepath.Join(m.images, "work")
 	if err := os.MkdirAll(work, 0o700); err != nil {
