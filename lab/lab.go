@@ -202,7 +202,7 @@ func (l *Lab) prepare() error {
 	// Not for others: pods of the image "host" see what every user of the
 	// machine may see, and one host's pods are no business of another's.
 	if err := os.MkdirAll(l.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the lab's directory: %w", err)
+		return fmt.Errorf("making the lab's directory: %w", err)
 	}
 	if err := os.MkdirAll(l.logDir(), 0o755); err != nil {
 		return fmt.Errorf("making the lab's directory: %w", err)
