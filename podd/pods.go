@@ -123,14 +123,7 @@ func (d *Daemon) monitor(ctx context.Context, p *localPod) {
 	if err := d.endIncarnation(ctx, p); err != nil {
 		log.Error("taking down an ended pod failed", "error", err)
 	}
-	err = d.dir.UpdatePod(ctx, p.name, func(record *pod.Pod) error {
-		if record.Binding.Epoch != p.epoch {
-			return fmt.Errorf("%w: a newer incarnation exists", pod.ErrConflict)
-		}
-		record.Phase, record.ExitCode, record.StoppedAt = pod.PhaseStopped, code, time.Now().UTC()
-		return nil
-	})
-	if err != nil {
+	if err := d.recordExit(ctx, p, code); err != nil {
 		log.Error("recording the end of a pod failed", "error", err)
 		return
 	}
@@ -138,6 +131,32 @@ func (d *Daemon) monitor(ctx context.Context, p *localPod) {
 		d.background(func(ctx context.Context) { d.removeWhenCollected(ctx, p) })
 	}
 }
+
+// recordExit writes the end of a pod into the directory, as often as it takes
+// to reach it.
+func (d *Daemon) recordExit(ctx context.Context, p *localPod, code int) error {
+	ended := time.Now().UTC()
+	for {
+		err := d.dir.UpdatePod(ctx, p.name, func(record *pod.Pod) error {
+			if record.Binding.Epoch != p.epoch {
+				return fmt.Errorf("%w: a newer incarnation exists", pod.ErrConflict)
+			}
+			record.Phase, record.ExitCode, record.StoppedAt = pod.PhaseStopped, code, ended
+			return nil
+		})
+		if !errors.Is(err, pod.ErrUnavailable) || ctx.Err() != nil {
+			return err
+		}
+		d.log.Warn("the directory can't be told that a pod ended; trying again", "pod", p.name, "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(directoryRetry):
+		}
+	}
+}
+
+// directoryRetry is the pause between attempts to reach the directory.
+const directoryRetry = time.Second
 
 // removeWhenCollected removes a pod once its exit code was fetched.
 func (d *Daemon) removeWhenCollected(ctx context.Context, p *localPod) {

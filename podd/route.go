@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -33,6 +34,10 @@ const forwardedHeader = "Podd-Forwarded-By"
 
 type targetKey struct{}
 
+// pingInterval is how long a connection to another daemon may be silent before
+// it is asked for a sign of life, and how long that may take.
+const pingInterval = 5 * time.Second
+
 func newRouter(host string, podHost, hostAPI func(context.Context, string) (string, error), local http.Handler) *router {
 	r := &router{host: host, podHost: podHost, hostAPI: hostAPI, local: local, errors: connect.NewErrorWriter()}
 	r.forward = &httputil.ReverseProxy{
@@ -55,7 +60,12 @@ func h2cTransport() *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	dialer := net.Dialer{Timeout: dialTimeout}
-	return &http.Transport{Protocols: protocols, DialContext: dialer.DialContext}
+	return &http.Transport{
+		Protocols:   protocols,
+		DialContext: dialer.DialContext,
+		// A peer that vanished without closing is noticed by its silence.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: pingInterval, PingTimeout: pingInterval},
+	}
 }
 
 func (r *router) fail(w http.ResponseWriter, request *http.Request, err error) {

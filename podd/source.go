@@ -24,6 +24,10 @@ const (
 	presyncPasses = 4
 	// presyncEnough is how few bytes in a pass make another one pointless.
 	presyncEnough = 256 << 10
+	// minFrozenLimit, and slowestLink in bytes per second, bound how long a
+	// pod is frozen before its move is given up.
+	minFrozenLimit = 30 * time.Second
+	slowestLink    = 50 << 20
 	// settleRetry is how often the directory is asked again for the outcome
 	// of a move while it can't be reached.
 	settleRetry = 200 * time.Millisecond
@@ -46,6 +50,8 @@ type sourceMove struct {
 	files   *filesync.Source
 	dump    *checkpoint.Dump
 	images  string // directory
+	// frozenLimit is how long the pod may be frozen for the transfer.
+	frozenLimit time.Duration
 	// asked is set just before the restore is asked for: until then the
 	// target can't have committed.
 	asked   bool
@@ -78,6 +84,7 @@ func (d *Daemon) movePod(ctx context.Context, name, target string, report func(p
 	}
 	m.record, m.target = check.pod, check.target
 	m.receipt.Processes = check.processes
+	m.frozenLimit = minFrozenLimit + time.Duration(check.memoryBytes/slowestLink)*time.Second
 
 	// From here on the pod is this move's: stop, kill and a second move wait
 	// or are refused.
@@ -141,6 +148,10 @@ func (m *sourceMove) run(ctx context.Context) error {
 	m.begin(ctx, pod.StageHold)
 	if err := m.hold(ctx); err != nil {
 		return err
+	}
+	// A target that stops answering must not keep the pod frozen for ever.
+	if err := m.conn.SetDeadline(time.Now().Add(m.frozenLimit)); err != nil {
+		return fmt.Errorf("talking to host %s: %w", m.move.Target, err)
 	}
 	if err := m.freezeAndDump(ctx); err != nil {
 		return err
