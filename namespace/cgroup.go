@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -58,98 +57,26 @@ func (c *Container) JoinCgroup(pid int) error {
 	return nil
 }
 
-// freezerPoll is how often the state of a version 1 freezer, which gives no
-// notice, is read while it changes.
-const freezerPoll = 50 * time.Microsecond
-
-// Freeze stops every process of the pod and waits until they are. If ctx ends
-// first they are let go again.
-func (c *Container) Freeze(ctx context.Context) error {
-	if err := c.RequestFreeze(); err != nil {
-		return err
+// FreezerDir is the directory of the cgroup that freezes the pod: in version 1
+// the freezer's, in version 2 the pod's only one.
+func (c *Container) FreezerDir() string {
+	if cgroups.IsCgroup2UnifiedMode() {
+		return filepath.Join(cgroupRoot, c.paths.cgroup)
 	}
-	err := c.awaitFreezer(ctx, true)
-	if err != nil {
-		err = errors.Join(err, c.Thaw(context.WithoutCancel(ctx)))
-	}
-	return err
+	return filepath.Join(cgroupRoot, "freezer", c.paths.cgroup)
 }
 
-// RequestFreeze is Freeze without waiting, for processes that something else
-// stops already, such as CRIU's ptrace: they stay stopped when it lets go.
-func (c *Container) RequestFreeze() error { return c.setFreezer(true) }
-
-// Thaw lets the pod's processes go on.
-func (c *Container) Thaw(ctx context.Context) error {
-	if err := c.setFreezer(false); err != nil {
-		return err
+// thaw lets frozen processes go on, if there are any.
+func (c *Container) thaw() error {
+	file, value := "freezer.state", "THAWED"
+	if cgroups.IsCgroup2UnifiedMode() {
+		file, value = "cgroup.freeze", "0"
 	}
-	return c.awaitFreezer(ctx, false)
-}
-
-func (c *Container) setFreezer(frozen bool) error {
-	dir, file, value := c.freezer()
-	if err := os.WriteFile(filepath.Join(dir, file), []byte(value[frozen]), 0); err != nil {
-		return fmt.Errorf("telling the freezer %s: %w", value[frozen], err)
+	err := os.WriteFile(filepath.Join(c.FreezerDir(), file), []byte(value), 0)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("thawing the pod: %w", err)
 	}
 	return nil
-}
-
-// freezer is the directory, the file and the values that freeze and thaw.
-func (c *Container) freezer() (dir, file string, value map[bool]string) {
-	if cgroups.IsCgroup2UnifiedMode() {
-		return filepath.Join(cgroupRoot, c.paths.cgroup), "cgroup.freeze", map[bool]string{true: "1", false: "0"}
-	}
-	return filepath.Join(cgroupRoot, "freezer", c.paths.cgroup), "freezer.state", map[bool]string{true: "FROZEN", false: "THAWED"}
-}
-
-// awaitFreezer waits until the kernel reports the state.
-func (c *Container) awaitFreezer(ctx context.Context, frozen bool) error {
-	dir, file, value := c.freezer()
-	if !cgroups.IsCgroup2UnifiedMode() {
-		for {
-			// Reading the state makes the kernel look at the processes again.
-			state, err := os.ReadFile(filepath.Join(dir, file))
-			if err != nil {
-				return fmt.Errorf("reading the freezer's state: %w", err)
-			}
-			if strings.TrimSpace(string(state)) == value[frozen] {
-				return nil
-			}
-			select {
-			case <-ctx.Done():
-				return fmt.Errorf("waiting for the freezer (%s): %w", strings.TrimSpace(string(state)), ctx.Err())
-			case <-time.After(freezerPoll):
-			}
-		}
-	}
-	events, err := os.Open(filepath.Join(dir, "cgroup.events"))
-	if err != nil {
-		return fmt.Errorf("watching the freezer: %w", err)
-	}
-	defer events.Close()
-	want := "frozen " + value[frozen]
-	for {
-		state := make([]byte, 256)
-		n, err := events.ReadAt(state, 0)
-		if n == 0 && err != nil {
-			return fmt.Errorf("reading the freezer's state: %w", err)
-		}
-		for line := range strings.Lines(string(state[:n])) {
-			if strings.TrimSpace(line) == want {
-				return nil
-			}
-		}
-		// The kernel raises POLLPRI when the file changes (cgroup-v2.rst); the
-		// limit is only there to notice ctx.
-		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
-		if _, err := unix.Poll(poll, 100); err != nil && err != unix.EINTR {
-			return fmt.Errorf("watching the freezer: %w", err)
-		}
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("waiting for the freezer: %w", err)
-		}
-	}
 }
 
 // cgroupRoot is where both versions of the hierarchy are mounted.

@@ -53,7 +53,7 @@ func (c *Container) kill(ctx context.Context) error {
 		return fmt.Errorf("killing the init: %w", err)
 	}
 	// If it is frozen it dies when it is let go.
-	if err := c.setFreezer(false); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := c.thaw(); err != nil {
 		return err
 	}
 	_, err = c.Wait(ctx)

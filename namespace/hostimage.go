@@ -31,6 +31,10 @@ var userland = []string{"bin", "sbin", "lib", "lib32", "lib64", "libx32", "libo3
 // scanned are the directories searched for what is not for everyone.
 var scanned = []string{"/etc", "/opt", "/var"}
 
+// hostKeys are the names of the keys the host is known by, public halves too: a
+// pod that runs sshd has its own.
+const hostKeys = "/etc/ssh/ssh_host_"
+
 // skeleton are the directories every pod has, empty if need be, and their
 // permission bits.
 var skeleton = map[string]uint32{
@@ -118,7 +122,7 @@ func scan(top string, own []string, list []hidden) ([]hidden, error) {
 		case info.IsDir() && st.Mode&0o5 != 0o5:
 			list = append(list, hidden{path[1:], true, st.Mode & 0o7777, int(st.Uid), int(st.Gid)})
 			return filepath.SkipDir
-		case !info.IsDir() && info.Mode()&fs.ModeSymlink == 0 && st.Mode&0o4 == 0:
+		case !info.IsDir() && info.Mode()&fs.ModeSymlink == 0 && st.Mode&0o4 == 0, strings.HasPrefix(path, hostKeys):
 			list = append(list, hidden{path: path[1:]})
 		}
 		return nil

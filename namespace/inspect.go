@@ -30,13 +30,6 @@ func Layers(img image.Image) []string {
 	return img.Layers
 }
 
-// FreezerDir is the directory of the cgroup that freezes the pod: in version 1
-// the freezer's, in version 2 the pod's only one.
-func (c *Container) FreezerDir() string {
-	dir, _, _ := c.freezer()
-	return dir
-}
-
 // Usage is what a running pod takes.
 type Usage struct {
 	Processes int

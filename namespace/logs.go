@@ -42,6 +42,10 @@ type Output struct {
 	Position       Position
 }
 
+// LogSegmentsKept is how many whole segments of each stream podinit keeps beside
+// the one it writes.
+const LogSegmentsKept = 3
+
 // logChunk is the most that Logs hands out at once, in bytes.
 const logChunk = 32 << 10
 

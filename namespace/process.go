@@ -167,7 +167,8 @@ func (c *Container) Signal(signal unix.Signal) error {
 	return nil
 }
 
-// ExitKilled is the exit status of a pod whose init was killed: 128+SIGKILL.
+// ExitKilled is the exit status of a pod whose init was killed, 128+SIGKILL, or
+// whose exit status was not to be had.
 const ExitKilled = 128 + int(unix.SIGKILL)
 
 // Wait waits until the pod has ended and returns the exit status of its main
@@ -191,7 +192,13 @@ func (c *Container) Wait(ctx context.Context) (int, error) {
 	} else if c.record.Process == nil {
 		return 0, fmt.Errorf("waiting for container %s: %w: never started", c.id, pod.ErrPhase)
 	}
-	return c.exitStatus()
+	status, err := c.exitStatus()
+	if err != nil {
+		// The pod's root may have spoilt it, which must not keep the pod from having ended.
+		c.runtime.opts.Log.Warn("the exit status is unreadable", "pod", c.Name(), "error", err)
+		return ExitKilled, nil
+	}
+	return status, nil
 }
 
 // awaitExit waits for the process with the runtime's poller.

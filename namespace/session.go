@@ -178,7 +178,7 @@ func (c *Container) connect(ctx context.Context, name string) (*Session, error) 
 		return nil, fmt.Errorf("connecting to %s: %w", c.id, err)
 	}
 	defer root.Close()
-	socket, err := openIn(root, initDir+"/"+name+".sock", unix.O_PATH|unix.O_NOFOLLOW, false)
+	socket, err := openIn(root, initDir+"/"+name+".sock", unix.O_PATH, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, pod.ErrNotFound
 	}
