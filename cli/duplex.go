@@ -25,6 +25,8 @@ type duplex interface {
 	sendEndOfInput() error
 	sendWindow(*poddv1.WindowSize) error
 	receive() (message, error)
+	// closeRequest ends the sending side. It may be called at any time.
+	closeRequest()
 	close()
 }
 
@@ -56,9 +58,12 @@ func (s execStream) receive() (message, error) {
 	}, nil
 }
 
+// The stream is at its end or abandoned when it is closed: errors mean nothing.
+
+func (s execStream) closeRequest() { _ = s.stream.CloseRequest() }
+
 func (s execStream) close() {
-	// The stream is at its end or abandoned: these only free it.
-	_ = s.stream.CloseRequest()
+	s.closeRequest()
 	_ = s.stream.CloseResponse()
 }
 
@@ -90,7 +95,9 @@ func (s attachStream) receive() (message, error) {
 	}, nil
 }
 
+func (s attachStream) closeRequest() { _ = s.stream.CloseRequest() }
+
 func (s attachStream) close() {
-	_ = s.stream.CloseRequest()
+	s.closeRequest()
 	_ = s.stream.CloseResponse()
 }

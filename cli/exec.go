@@ -40,10 +40,7 @@ func (p *podctl) exec(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	name, command := c.Args().First(), c.Args().Tail()
-	if command[0] == "--" {
-		command = command[1:]
-	}
+	name, command := c.Args().First(), innerCommand(c.Args().Tail())
 	if len(command) == 0 {
 		return &usageError{p.current, "no command given"}
 	}
@@ -63,6 +60,14 @@ func (p *podctl) exec(c *cli.Context) error {
 	s.tty, s.input, s.detachKeys = c.Bool("tty"), c.Bool("interactive"), keys
 	p.warnNoTerminal(s.tty && s.input)
 	return p.sessionResult(s, "executing "+commandLine(command[:1])+" in "+name)(s.run(c.Context))
+}
+
+// innerCommand leaves out the "--" that may stand before a command.
+func innerCommand(words []string) []string {
+	if len(words) > 0 && words[0] == "--" {
+		return words[1:]
+	}
+	return words
 }
 
 // execSession is a session with a new command in a pod. Once podd has named it

@@ -274,7 +274,7 @@ func (p *podctl) moveShowCommand() *command {
 	return &command{
 		name: "show", args: "ID", min: 1, max: 1, completes: []completer{completeMoves, completeNothing},
 		usage: "show a move and its receipt", notFound: "podctl move ls lists the moves",
-		description: "Shows the receipt of a move that is done, where one that is under way has got to, or why one failed.",
+		description: "Shows the receipt of a move that is done, how far one has got that is under way,\nor why one failed.",
 		examples:    []string{"podctl move show 4f1c09", "podctl move show 4f1c09 -o yaml"},
 		flags:       []cli.Flag{outputFlag()},
 		action: func(c *cli.Context) error {

@@ -167,6 +167,12 @@ func (s *session) connect(ctx context.Context, established func(message)) (last 
 	var sender sync.WaitGroup
 	number := s.queue.begin()
 	sender.Go(func() { s.sendInput(number) })
+	sender.Go(func() {
+		// net/http heeds a context only while it writes or waits for headers; a
+		// request body that has nothing to write must be closed for it.
+		<-ctx.Done()
+		stream.closeRequest()
+	})
 	defer func() {
 		s.queue.halt() // stops the sender when it waits for input
 		cancel()       // and when it waits for the network

@@ -32,7 +32,7 @@ func (p *podctl) printVersion() error {
 func (p *podctl) versionCommand() *command {
 	return &command{
 		name: "version", category: "podctl", usage: "print the versions of podctl and podd",
-		description: "Prints podctl's own version, and those of the podd it asks and of what that runs on.",
+		description: "Prints podctl's version, and the versions of the podd it asks, of the kernel that\nruns on and of its CRIU.",
 		examples: []string{
 			"podctl version",
 			"podctl version --client       # podd need not run",
