@@ -2,6 +2,7 @@ package namespace
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	profile "github.com/moby/profiles/seccomp"
@@ -34,9 +35,39 @@ var systemCallFilter = sync.OnceValues(func() (*configs.Seccomp, error) {
 		Action:   specs.ActErrno,
 		ErrnoRet: &enosys,
 	})
+	refuseAudit(spec)
 	filter, err := specconv.SetupSeccomp(spec)
 	if err != nil {
 		return nil, fmt.Errorf("making the system call filter: %w", err)
 	}
 	return filter, nil
 })
+
+// refuseAudit makes socket(AF_NETLINK, ..., NETLINK_AUDIT) fail with EINVAL. The
+// rules of one system call must not overlap, so the profile's rule that allows
+// netlink among other families is narrowed.
+func refuseAudit(spec *specs.LinuxSeccomp) {
+	const family, protocol = 0, 2 // the arguments of socket(2)
+	for i := range spec.Syscalls {
+		rule := &spec.Syscalls[i]
+		if !slices.Equal(rule.Names, []string{"socket"}) || len(rule.Args) != 1 ||
+			rule.Args[0].Index != family || rule.Args[0].Op != specs.OpLessThan || rule.Args[0].Value <= unix.AF_NETLINK {
+			continue
+		}
+		below := *rule
+		below.Args = []specs.LinuxSeccompArg{{Index: family, Value: unix.AF_NETLINK, Op: specs.OpLessThan}}
+		rule.Args = append(slices.Clone(rule.Args), specs.LinuxSeccompArg{Index: protocol, Value: unix.NETLINK_AUDIT, Op: specs.OpNotEqual})
+		spec.Syscalls = append(spec.Syscalls, below)
+		break
+	}
+	einval := uint(unix.EINVAL)
+	spec.Syscalls = append(spec.Syscalls, specs.LinuxSyscall{
+		Names:    []string{"socket"},
+		Action:   specs.ActErrno,
+		ErrnoRet: &einval,
+		Args: []specs.LinuxSeccompArg{
+			{Index: family, Value: unix.AF_NETLINK, Op: specs.OpEqualTo},
+			{Index: protocol, Value: unix.NETLINK_AUDIT, Op: specs.OpEqualTo},
+		},
+	})
+}

@@ -7,6 +7,10 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"podd/pod"
 )
 
 // sessionOutput reads a session to its end.
@@ -187,5 +191,124 @@ func TestAttach(t *testing.T) {
 	}
 	if out, _ := logs(t, c); out != "line\nend\n" {
 		t.Errorf("said %q", out)
+	}
+}
+
+// Interrupting a session again and again, in the middle of input and output,
+// neither loses nor repeats a byte.
+func TestInterruption(t *testing.T) {
+	ctx := testContext(t)
+	r := openRuntime(t, testOptions(t))
+	c := start(t, r, testConfig(t, "sleep", "1000"))
+	input := make([]byte, 4<<20)
+	for i := range input {
+		input[i] = byte(i >> 12)
+	}
+	s := startExec(t, c, ExecConfig{Command: []string{"cat"}, Stdin: true})
+	id := s.ID()
+	var output []byte
+	accepted := 0
+	for round := 0; ; round++ {
+		writing := make(chan struct{})
+		go func() {
+			defer close(writing)
+			// The error, if the session is interrupted, is the reader's too.
+			if n, err := s.Write(input[accepted:]); err == nil && accepted+n == len(input) {
+				_ = s.CloseInput()
+			}
+		}()
+		received, exited, interrupted := 0, false, make(chan error, 1)
+		for !exited {
+			e, err := s.Read()
+			if errors.Is(err, ErrInterrupted) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			output = append(output, e.Stdout...)
+			exited = e.Exited
+			before := received
+			received += len(e.Stdout)
+			if limit := 300 << 10; before <= limit && received > limit && round < 8 {
+				// While both directions are busy.
+				go func() { interrupted <- c.CloseSessions(ctx) }()
+			}
+		}
+		<-writing
+		accepted += int(s.Accepted())
+		s.Close()
+		if exited {
+			break
+		}
+		if err := <-interrupted; err != nil {
+			t.Fatal(err)
+		}
+		c.OpenSessions()
+		var err error
+		if s, err = c.Session(ctx, id); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
+	if accepted != len(input) || !bytes.Equal(output, input) {
+		t.Errorf("%d bytes of input were accepted, %d came back, of %d", accepted, len(output), len(input))
+	}
+}
+
+// A command waits for a client that does not read, and can be left alone.
+func TestSlowClient(t *testing.T) {
+	r := openRuntime(t, testOptions(t))
+	c := start(t, r, testConfig(t, "sleep", "1000"))
+	s := startExec(t, c, ExecConfig{Command: []string{"sh", "-c", "seq 1 200000; touch /tmp/done"}})
+	busy := startExec(t, c, ExecConfig{Command: []string{"sh", "-c", "test -e /tmp/done || echo waits"}})
+	if _, out, _ := sessionOutput(t, busy); out != "waits\n" {
+		t.Errorf("said %q", out)
+	}
+	code, out, _ := sessionOutput(t, s)
+	if code != 0 || len(out) != 1288895 || !strings.HasSuffix(out, "\n200000\n") {
+		t.Errorf("ended with %d after %d bytes", code, len(out))
+	}
+}
+
+func TestLongCommand(t *testing.T) {
+	r := openRuntime(t, testOptions(t))
+	c := start(t, r, testConfig(t, "sleep", "1000"))
+	arg := strings.Repeat("x", 120<<10)
+	code, out, stderr := sessionOutput(t, startExec(t, c, ExecConfig{Command: []string{"sh", "-c", "echo ${#1} ${#2}", "sh", arg, "y"}}))
+	if code != 0 || out != "122880 1\n" {
+		t.Errorf("got %d, %q, %q", code, out, stderr)
+	}
+	_, err := c.Exec(testContext(t), ExecConfig{Command: []string{"true", arg, arg}})
+	if !errors.Is(err, pod.ErrInvalid) {
+		t.Errorf("got %v", err)
+	}
+	for _, command := range [][]string{nil, {""}, {"a\x00b"}} {
+		if _, err := c.Exec(testContext(t), ExecConfig{Command: command}); !errors.Is(err, pod.ErrInvalid) {
+			t.Errorf("%q: got %v", command, err)
+		}
+	}
+	if _, err := c.Session(testContext(t), "../main"); !errors.Is(err, pod.ErrInvalid) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := c.Session(testContext(t), "abcdef"); !errors.Is(err, pod.ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Killing the pod ends its sessions for whoever reads them.
+func TestSessionOfKilledPod(t *testing.T) {
+	r := openRuntime(t, testOptions(t))
+	c := start(t, r, testConfig(t, "sleep", "1000"))
+	s := startExec(t, c, ExecConfig{Command: []string{"sleep", "1000"}})
+	defer s.Close()
+	if err := c.Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := s.Read(); !errors.Is(err, ErrInterrupted) {
+		t.Errorf("got %+v, %v", e, err)
+	}
+	wait(t, c)
+	if _, err := c.Exec(testContext(t), ExecConfig{Command: []string{"true"}}); !errors.Is(err, pod.ErrPhase) {
+		t.Errorf("got %v", err)
 	}
 }

@@ -35,6 +35,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <grp.h>
 #include <poll.h>
 #include <signal.h>
@@ -298,10 +299,35 @@ static void start_command(void)
 
 /* ---- clients ---- */
 
+static bool acknowledge(struct client *c)
+{
+	char text[32];
+
+	if (c->accepted != c->acknowledged) {
+		int n = snprintf(text, sizeof text, "a%lu", c->accepted);
+		if (send(c->fd, text, n, MSG_NOSIGNAL) < 0 && errno == EAGAIN)
+			return false;
+		c->acknowledged = c->accepted;
+	}
+	return true;
+}
+
 static void drop(struct client *c)
 {
+	acknowledge(c); /* transmit leaves room for it */
 	close(c->fd);
 	c->fd = -1;
+}
+
+/* crowded reports whether c has so much to read that only a last acknowledgement may still be sent. */
+static bool crowded(const struct client *c)
+{
+	int queued = 0, limit = 0;
+	socklen_t len = sizeof limit;
+
+	ioctl(c->fd, SIOCOUTQ, &queued);
+	getsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, &limit, &len);
+	return queued > limit / 2;
 }
 
 static void listen_at(const char *name)
@@ -418,11 +444,11 @@ static void __attribute__((noreturn)) leave_session(void)
 	_exit(0);
 }
 
-/* transmit sends c what waits for it. It returns false if the socket is full. */
+/* transmit sends c what waits for it. It returns false if c must read first. */
 static bool transmit(struct client *c)
 {
-	char text[32];
-
+	if (crowded(c))
+		return false;
 	if (packet_len > 0) {
 		if (send(c->fd, packet, packet_len, MSG_NOSIGNAL) < 0) {
 			if (errno == EAGAIN)
@@ -434,13 +460,7 @@ static bool transmit(struct client *c)
 		if (last_packet)
 			leave_session();
 	}
-	if (c->accepted != c->acknowledged) {
-		int n = snprintf(text, sizeof text, "a%lu", c->accepted);
-		if (send(c->fd, text, n, MSG_NOSIGNAL) < 0 && errno == EAGAIN)
-			return false;
-		c->acknowledged = c->accepted;
-	}
-	return true;
+	return acknowledge(c);
 }
 
 /* ---- data ---- */
@@ -576,7 +596,9 @@ static void serve(void)
 			p[OUTPUTS + i] = (struct pollfd){ .fd = ready ? outputs[i].fd : -1, .events = POLLIN };
 		for (int i = 0; i < MAX_CLIENTS; i++) {
 			p[CLIENTS + i].fd = clients[i].fd;
-			p[CLIENTS + i].events |= POLLRDHUP | (room_for_input() ? POLLIN : 0);
+			/* What comes in is acknowledged, so nothing may while that is not possible. */
+			bool in = p[CLIENTS + i].events == 0 && room_for_input();
+			p[CLIENTS + i].events |= POLLRDHUP | (in ? POLLIN : 0);
 		}
 		/* After the end there is more to drain at once if a packet could be sent; else time passes. */
 		bool sent = packet_len == 0 && clients[0].fd >= 0;
