@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -66,8 +67,12 @@ no newline at the end`
 	if strings.Join(lines, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got %q", lines)
 	}
-	lines, err = parseErrors(strings.NewReader(strings.Repeat("Error (a:1): first\n", 5) + strings.Repeat("Error (b:2): last\n", maxErrorLines)))
-	if err != nil || len(lines) != maxErrorLines || lines[0] != "Error (b:2): last" {
+	var long strings.Builder
+	for i := range 20 {
+		fmt.Fprintf(&long, "Error (a:1): line %d\nError (a:1): line %[1]d\n", i)
+	}
+	lines, err = parseErrors(strings.NewReader(long.String()))
+	if err != nil || len(lines) != maxErrorLines || lines[maxErrorLines-1] != "Error (a:1): line 19" || lines[0] != "Error (a:1): line 12" {
 		t.Errorf("got %q, %v", lines, err)
 	}
 }

@@ -79,7 +79,7 @@ func parseErrors(r io.Reader) ([]string, error) {
 		if err != nil {
 			return lines, err
 		}
-		if text, ok := errorText(string(line)); ok {
+		if text, ok := errorText(string(line)); ok && (len(lines) == 0 || lines[len(lines)-1] != text) {
 			if len(lines) == maxErrorLines {
 				lines = append(lines[:0], lines[1:]...)
 			}

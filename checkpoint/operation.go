@@ -14,6 +14,10 @@ import (
 // Browsers and X clients keep such files in /dev/shm.
 const ghostLimit = 256 << 20
 
+// seizeTimeout is how long CRIU may try to stop the tasks, in seconds. It takes
+// milliseconds, unless it can't be done at all.
+const seizeTimeout = 3
+
 // Log levels of CRIU (criu/include/log-levels.h): warnings, everything.
 const (
 	logWarnings = 2
@@ -75,6 +79,7 @@ func (o *operation) options(e *Engine, logFile string) (*rpc.CriuOpts, error) {
 		ConfigFile:  proto.String(config),
 
 		NotifyScripts: proto.Bool(true),
+		Timeout:       proto.Uint32(seizeTimeout),
 		// Connections are kept; the caller blocks the network itself.
 		TcpEstablished: proto.Bool(true),
 		NetworkLock:    rpc.CriuNetworkLockMethod_SKIP.Enum(),

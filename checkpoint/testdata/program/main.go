@@ -1,28 +1,46 @@
 // Command program is the pod of the tests: the init of new pid, mount, IPC and
 // UTS namespaces. It makes ROOT its root, fills memory with a pattern and
 // serves TCP: what comes to port 7 goes back, and every line to port 8 is
-// answered with the state of the process.
+// a command:
+//
+//	state                 tells what is to be equal before and after a move
+//	syscall NUMBER ARG... makes a system call; @HEX is a pointer to these bytes
+//	spawn FLAGS [trace]   starts a process with these clone flags
+//	kill PID              ends it
+//
+// It keeps the descriptors sent to the unix socket /tmp/give, one per
+// connection, and answers with their numbers.
 //
 //	program ROOT MEBIBYTES
+//	program wait
 package main
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
+	"runtime"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"context"
+	"unsafe"
 )
 
 func main() {
+	if os.Args[1] == "wait" {
+		for {
+			syscall.Pause()
+		}
+	}
 	if err := run(os.Args[1], os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "program:", err)
 		os.Exit(1)
@@ -60,10 +78,26 @@ func run(root, mebibytes string) error {
 	if err := serve(8, func(c net.Conn) {
 		lines := bufio.NewScanner(c)
 		for lines.Scan() {
-			host, _ := os.Hostname()
-			fmt.Fprintf(c, "%d %s %d %x\n", os.Getpid(), host, ticks.Load(), sha256.Sum256(memory))
+			words := strings.Fields(lines.Text())
+			switch words[0] {
+			case "state":
+				host, _ := os.Hostname()
+				fmt.Fprintf(c, "%d %s %d %x\n", os.Getpid(), host, ticks.Load(), sha256.Sum256(memory))
+			case "syscall":
+				fmt.Fprintln(c, systemCall(words[1:]))
+			case "spawn":
+				fmt.Fprintln(c, spawn(words[1], len(words) > 2))
+			case "kill":
+				pid, _ := strconv.Atoi(words[1])
+				syscall.Kill(pid, syscall.SIGKILL)
+				_, err := syscall.Wait4(pid, nil, 0, nil)
+				fmt.Fprintln(c, 0, err)
+			}
 		}
 	}); err != nil {
+		return err
+	}
+	if err := keep("/tmp/give"); err != nil {
 		return err
 	}
 	select {}
@@ -152,6 +186,82 @@ func serve(port int, handle func(net.Conn)) error {
 				defer c.Close()
 				handle(c)
 			}()
+		}
+	}()
+	return nil
+}
+
+func systemCall(words []string) string {
+	var args [7]uintptr
+	for i, w := range words {
+		if data, ok := strings.CutPrefix(w, "@"); ok {
+			b := make([]byte, 4096)
+			if _, err := hex.Decode(b, []byte(data)); err != nil {
+				return fmt.Sprint(-1, err)
+			}
+			buffers = append(buffers, b)
+			args[i] = uintptr(unsafe.Pointer(&b[0]))
+			continue
+		}
+		n, err := strconv.ParseInt(w, 0, 64)
+		if err != nil {
+			return fmt.Sprint(-1, err)
+		}
+		args[i] = uintptr(n)
+	}
+	r, _, errno := syscall.Syscall6(args[0], args[1], args[2], args[3], args[4], args[5], args[6])
+	if errno != 0 {
+		return fmt.Sprint(-1, errno)
+	}
+	return fmt.Sprint(int(r), nil)
+}
+
+// buffers keeps what was passed to the kernel.
+var buffers [][]byte
+
+func spawn(flags string, trace bool) string {
+	n, err := strconv.ParseUint(flags, 0, 64)
+	if err != nil {
+		return fmt.Sprint(-1, err)
+	}
+	cmd := exec.Command("/bin/program", "wait")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: uintptr(n), Ptrace: trace}
+	started := make(chan error)
+	go func() {
+		// A tracer is a thread, and must stay.
+		runtime.LockOSThread()
+		started <- cmd.Start()
+		select {}
+	}()
+	if err := <-started; err != nil {
+		return fmt.Sprint(-1, err)
+	}
+	return fmt.Sprint(cmd.Process.Pid, nil)
+}
+
+// keep accepts connections on a unix socket and keeps the descriptor that
+// each brings.
+func keep(path string) error {
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			oob := make([]byte, 64)
+			_, n, _, _, err := c.(*net.UnixConn).ReadMsgUnix(make([]byte, 1), oob)
+			if err == nil && n > 0 {
+				controls, _ := syscall.ParseSocketControlMessage(oob[:n])
+				fds, _ := syscall.ParseUnixRights(&controls[0])
+				fmt.Fprintln(c, fds[0])
+			}
+			// Until the other end closes.
+			io.Copy(io.Discard, c)
+			c.Close()
 		}
 	}()
 	return nil

@@ -1,0 +1,312 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"podd/pod"
+)
+
+const (
+	// transientTries and transientWait say how long Preflight waits for what
+	// goes away by itself, such as a connection not yet accepted.
+	transientTries = 6
+	transientWait  = 20 * time.Millisecond
+)
+
+// PreflightOptions tell what is known about the pod.
+type PreflightOptions struct {
+	// Cgroup is the directory of the pod's cgroup (of any controller), to find
+	// processes that are in it but not in the pod's tree. Empty skips that.
+	Cgroup string
+	// ExternalMounts are those of the DumpOptions: their file systems don't
+	// matter.
+	ExternalMounts map[string]string
+}
+
+// Preflight looks for what CRIU can't carry in the pod whose init is pid (as
+// this process sees it), without stopping anything. What would only fail at
+// this moment is looked at again for a tenth of a second. An empty result is
+// no proof, only CRIU's word is; but what is found would have failed, or would
+// have been lost silently.
+//
+// The rules are those of CRIU 4.2.
+func Preflight(ctx context.Context, pid int, options PreflightOptions) ([]pod.Blocker, error) {
+	for try := 1; ; try++ {
+		s := survey{init: pid, options: options}
+		if err := s.run(); err != nil {
+			return nil, fmt.Errorf("preflight of pod with init %d: %w", pid, err)
+		}
+		if !s.transient || try == transientTries {
+			return s.blockers, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("preflight of pod with init %d: %w", pid, context.Cause(ctx))
+		case <-time.After(transientWait):
+		}
+	}
+}
+
+// survey is one look at all processes of a pod.
+type survey struct {
+	init    int
+	options PreflightOptions
+
+	depth     int // of the pod's pid namespace
+	table     map[int]int
+	members   map[int]bool
+	mounts    map[int]bool // mount IDs of all of the pod's mount namespaces
+	netNS     string
+	spaces    map[string]bool // links of the pod's namespaces
+	pipes     map[string]*pipeEnds
+	sockets   map[uint32]descriptor // unix sockets by inode
+	blockers  []pod.Blocker
+	transient bool
+}
+
+// process is one process of the pod.
+type process struct {
+	pid, inner int
+	program    string
+	state      byte
+	tracer     int
+}
+
+// descriptor is one open file of a process.
+type descriptor struct {
+	process process
+	number  int
+}
+
+func (p process) proc(elements ...string) string {
+	return filepath.Join(append([]string{"/proc", strconv.Itoa(p.pid)}, elements...)...)
+}
+
+// block adds a blocker about a process, or one descriptor of it, or -1.
+func (s *survey) block(p process, number int, problem, remedy string) {
+	s.blockers = append(s.blockers, pod.Blocker{
+		PID: p.inner, Program: p.program, Descriptor: number, Problem: problem, Remedy: remedy,
+	})
+}
+
+// blockNow is block for something that may go away by itself.
+func (s *survey) blockNow(p process, number int, problem, remedy string) {
+	s.transient = true
+	s.block(p, number, problem, remedy)
+}
+
+func (s *survey) run() error {
+	s.members = make(map[int]bool)
+	s.mounts = make(map[int]bool)
+	s.pipes = make(map[string]*pipeEnds)
+	s.sockets = make(map[uint32]descriptor)
+	processes, err := s.findProcesses()
+	if err != nil {
+		return err
+	}
+	if err := s.findMounts(processes); err != nil {
+		return err
+	}
+	for _, p := range processes {
+		if p.state == 'Z' {
+			continue
+		}
+		// A process that ends meanwhile is no problem any more.
+		if err := s.checkProcess(p); err != nil && !gone(err) {
+			return fmt.Errorf("process %d (%s): %w", p.pid, p.program, err)
+		}
+	}
+	if err := s.checkPipes(); err != nil {
+		return err
+	}
+	return s.checkUnixSockets()
+}
+
+// findProcesses collects the pod's processes, in the order of their pids in
+// the pod, and reports those that don't descend from its init.
+func (s *survey) findProcesses() ([]process, error) {
+	var err error
+	if s.depth, err = pidDepth(s.init); err != nil {
+		return nil, err
+	}
+	if s.netNS, err = os.Readlink(fmt.Sprintf("/proc/%d/ns/net", s.init)); err != nil {
+		return nil, err
+	}
+	pids, err := podProcesses(s.init)
+	if err != nil {
+		return nil, err
+	}
+	inCgroup, err := cgroupProcesses(s.options.Cgroup)
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range append(pids, inCgroup...) {
+		s.members[pid] = true
+	}
+	if s.table, err = processTable(); err != nil {
+		return nil, err
+	}
+	var processes []process
+	for pid := range s.members {
+		p, err := s.readProcess(pid)
+		if gone(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		processes = append(processes, p)
+	}
+	sort.Slice(processes, func(i, j int) bool { return processes[i].inner < processes[j].inner })
+	for _, p := range processes {
+		if !s.descends(p.pid) {
+			s.blockNow(p, -1, fmt.Sprintf("was started from outside of the pod: its parent is process %d of the host", s.table[p.pid]),
+				"end it, or start it so that its parent in the pod is the pod's init")
+		}
+	}
+	return slices.DeleteFunc(processes, func(p process) bool { return !s.descends(p.pid) }), nil
+}
+
+// descends reports whether the pod's init is an ancestor of pid, or pid itself.
+func (s *survey) descends(pid int) bool {
+	for range len(s.table) {
+		if pid == s.init {
+			return true
+		}
+		parent, ok := s.table[pid]
+		if !ok {
+			return false
+		}
+		pid = parent
+	}
+	return false
+}
+
+func (s *survey) readProcess(pid int) (process, error) {
+	stat, err := readStat(pid)
+	if err != nil {
+		return process{}, err
+	}
+	pids, err := namespacePIDs(pid)
+	if err != nil {
+		return process{}, err
+	}
+	p := process{pid: pid, program: stat.program, state: stat.state}
+	if len(pids) >= s.depth {
+		p.inner = pids[s.depth-1]
+	}
+	p.tracer, err = statusNumber(pid, "TracerPid:")
+	return p, err
+}
+
+// statusNumber reads one number of /proc/PID/status.
+func statusNumber(pid int, key string) (int, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, key); ok {
+			return strconv.Atoi(strings.TrimSpace(rest))
+		}
+	}
+	return 0, fmt.Errorf("process %d has no %s in its status", pid, key)
+}
+
+// cgroupProcesses lists the processes of a cgroup and those below it.
+func cgroupProcesses(dir string) ([]int, error) {
+	if dir == "" {
+		return nil, nil
+	}
+	var pids []int
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			if path != dir && errors.Is(err, os.ErrNotExist) {
+				return nil // removed meanwhile
+			}
+			return err
+		}
+		if !d.IsDir() {
+			return nil
+		}
+		b, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if err != nil {
+			return err
+		}
+		for _, field := range strings.Fields(string(b)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				return fmt.Errorf("%s/cgroup.procs: %w", path, err)
+			}
+			// 0 is a process outside of our pid namespace.
+			if pid != 0 {
+				pids = append(pids, pid)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing the processes of cgroup %s: %w", dir, err)
+	}
+	return pids, nil
+}
+
+func (s *survey) checkProcess(p process) error {
+	if p.tracer != 0 {
+		s.block(p, -1, fmt.Sprintf("is traced by process %d of the host", p.tracer),
+			"end the debugger or tracer, such as gdb or strace")
+	}
+	if p.state == 'D' {
+		s.blockNow(p, -1, "waits in the kernel and can't be stopped (state D)",
+			"wait for its I/O; if it does not end, look at the file system or device it uses")
+	}
+	for _, check := range []func(process) error{s.checkNamespaces, s.checkPlaces, s.checkDescriptors, s.checkMappings} {
+		if err := check(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// namespaces are those that CRIU dumps only once per pod
+// (criu/namespaces.c). Nested mount namespaces are no problem. A nested
+// network namespace it dumps, but does not restore, as the pod's own is not
+// part of the image.
+var namespaces = []struct{ link, name, remedy string }{
+	{"user", "user", "start the program without its own sandbox, such as chromium --no-sandbox or MOZ_ASSUME_USER_NS=0 firefox"},
+	{"pid_for_children", "pid", "start the program without its own sandbox or containers"},
+	{"ipc", "IPC", "start the program without its own sandbox"},
+	{"uts", "UTS", "start the program without its own sandbox or containers"},
+	{"cgroup", "cgroup", "start the program without its own containers"},
+	{"time_for_children", "time", "start the program without unshare --time"},
+	{"net", "network", "start the program without its own sandbox or containers"},
+}
+
+func (s *survey) checkNamespaces(p process) error {
+	for _, ns := range namespaces {
+		want, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", s.init, ns.link))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // not in this kernel
+		}
+		if err != nil {
+			return err
+		}
+		got, err := os.Readlink(p.proc("ns", ns.link))
+		if err != nil {
+			return err
+		}
+		if got != want {
+			s.block(p, -1, fmt.Sprintf("is in a %s namespace of its own", ns.name), ns.remedy)
+		}
+	}
+	return nil
+}

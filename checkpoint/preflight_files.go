@@ -1,0 +1,401 @@
+package checkpoint
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// findMounts collects the mounts of all mount namespaces of the pod, and
+// reports file systems that can't be carried.
+func (s *survey) findMounts(processes []process) error {
+	seen := make(map[string]bool)
+	s.spaces = make(map[string]bool)
+	for _, p := range processes {
+		s.collectNamespaces(p)
+		ns, err := os.Readlink(p.proc("ns/mnt"))
+		if err != nil || seen[ns] {
+			continue // a zombie has none
+		}
+		seen[ns] = true
+		mounts, err := mountinfo.PidMountInfo(p.pid)
+		if err != nil {
+			if gone(err) {
+				continue
+			}
+			return fmt.Errorf("reading the mounts of process %d: %w", p.pid, err)
+		}
+		for _, m := range mounts {
+			s.mounts[m.ID] = true
+			_, external := s.options.ExternalMounts[m.Mountpoint]
+			if !external && (m.FSType == "fuse" || m.FSType == "fuseblk" || strings.HasPrefix(m.FSType, "fuse.")) {
+				s.block(p, -1, fmt.Sprintf("%s is a FUSE file system (%s)", m.Mountpoint, m.Source),
+					"unmount it, or mount it on the host and give it to the pod as a volume")
+			}
+		}
+	}
+	return nil
+}
+
+func (s *survey) collectNamespaces(p process) {
+	entries, err := os.ReadDir(p.proc("ns"))
+	if err != nil {
+		return // it ended
+	}
+	for _, e := range entries {
+		if link, err := os.Readlink(p.proc("ns", e.Name())); err == nil {
+			s.spaces[link] = true
+		}
+	}
+}
+
+// checkPlaces looks at the working directory, root and program of a process.
+func (s *survey) checkPlaces(p process) error {
+	for _, place := range []struct{ link, name, remedy string }{
+		{"cwd", "working directory", "change it to a directory of the pod"},
+		{"root", "root directory", "end the process"},
+		{"exe", "program file", "start a program that is a file in the pod"},
+	} {
+		fd, err := unix.Open(p.proc(place.link), unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // a kernel thread has no program
+			}
+			return err
+		}
+		info, err := readFdinfo(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+		if link, err := os.Readlink(p.proc(place.link)); err == nil && strings.HasPrefix(link, "/memfd:") {
+			continue // not in any mount
+		}
+		if !s.mounts[info.mount] {
+			s.block(p, -1, fmt.Sprintf("has its %s outside of the pod", place.name), place.remedy)
+		}
+	}
+	return nil
+}
+
+// fdinfo is the part of /proc/PID/fdinfo/N that is used here.
+type fdinfo struct {
+	flags int
+	mount int
+	// other holds the remaining lines, by what is before the colon.
+	other map[string]string
+}
+
+func readFdinfo(name string) (fdinfo, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return fdinfo{}, err
+	}
+	return parseFdinfo(string(b))
+}
+
+func parseFdinfo(s string) (fdinfo, error) {
+	info := fdinfo{other: make(map[string]string)}
+	for line := range strings.Lines(s) {
+		key, value, ok := strings.Cut(line, ":")
+		if !ok {
+			continue
+		}
+		value = strings.TrimSpace(value)
+		var err error
+		switch key {
+		case "flags":
+			var flags int64
+			flags, err = strconv.ParseInt(value, 8, 64)
+			info.flags = int(flags)
+		case "mnt_id":
+			info.mount, err = strconv.Atoi(value)
+		default:
+			info.other[key] = value
+		}
+		if err != nil {
+			return info, fmt.Errorf("malformed fdinfo line %q", line)
+		}
+	}
+	return info, nil
+}
+
+func (s *survey) checkDescriptors(p process) error {
+	entries, err := os.ReadDir(p.proc("fd"))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		number, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		// It may be closed at any moment.
+		if err := s.checkDescriptor(descriptor{p, number}); err != nil && !gone(err) && !errors.Is(err, unix.EBADF) {
+			return fmt.Errorf("descriptor %d: %w", number, err)
+		}
+	}
+	return nil
+}
+
+func (s *survey) checkDescriptor(d descriptor) error {
+	number := strconv.Itoa(d.number)
+	path := d.process.proc("fd", number)
+	link, err := os.Readlink(path)
+	if err != nil {
+		return err
+	}
+	info, err := readFdinfo(d.process.proc("fdinfo", number))
+	if err != nil {
+		return err
+	}
+	kind, _, _ := strings.Cut(link, ":")
+	switch {
+	case strings.HasPrefix(link, "/"):
+		return s.checkFile(d, path, link, info)
+	case kind == "socket":
+		return s.checkSocket(d)
+	case kind == "pipe":
+		s.notePipe(d, link, info)
+	case kind == "anon_inode":
+		s.checkAnonymous(d, strings.Trim(strings.TrimPrefix(link, "anon_inode:"), "[]"), info)
+	case kind == "pidfd":
+		s.checkPidfd(d, info)
+	case kind == "dmabuf" || kind == "sync_file":
+		s.block(d.process, d.number, "has memory of a graphics device open ("+link+")", "use software rendering, such as LIBGL_ALWAYS_SOFTWARE=1")
+	case !s.spaces[link]:
+		s.block(d.process, d.number, "has a namespace open that is not the pod's ("+link+")", "close it")
+	}
+	return nil
+}
+
+// checkFile looks at a descriptor that has a path.
+func (s *survey) checkFile(d descriptor, path, link string, info fdinfo) error {
+	switch {
+	case strings.HasPrefix(link, "/memfd:"):
+		return nil
+	case strings.HasPrefix(link, "/secretmem"):
+		s.block(d.process, d.number, "uses secret memory (memfd_secret)", "start the program without it")
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return err
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFBLK:
+		s.block(d.process, d.number, fmt.Sprintf("has the disk device %s open", link), "close it")
+		return nil
+	case unix.S_IFCHR:
+		if name, ok := s.carriedDevice(st.Rdev, info); !ok {
+			s.block(d.process, d.number, fmt.Sprintf("has the device %s (%d:%d) open%s", link, unix.Major(st.Rdev), unix.Minor(st.Rdev), name),
+				"start the program so that it does not use the device")
+			return nil
+		}
+	case unix.S_IFREG:
+		// Huge pages have a mount of the kernel's own.
+		if strings.HasPrefix(link, "/anon_hugepage") {
+			return nil
+		}
+	}
+	if !s.mounts[info.mount] {
+		s.block(d.process, d.number, fmt.Sprintf("has %s of the host open, which is outside of the pod", link),
+			insideRemedy)
+	}
+	return nil
+}
+
+// carriedDevice reports whether CRIU carries an open character device
+// (criu/files.c, dump_chrdev), and if not, what more there is to say.
+func (s *survey) carriedDevice(rdev uint64, info fdinfo) (string, bool) {
+	const (
+		memMajor, ttyMajor, ttyauxMajor, miscMajor = 1, 4, 5, 10
+		ptsFirst, ptsLast                          = 136, 143
+		tunMinor                                   = 200
+	)
+	major, minor := unix.Major(rdev), unix.Minor(rdev)
+	switch {
+	case major == memMajor:
+		// null, zero, full, random, urandom, kmsg; not mem, kmem and port.
+		return "", minor == 3 || minor == 5 || minor >= 7 && minor <= 9 || minor == 11
+	case major == ttyMajor || major == ttyauxMajor || major >= ptsFirst && major <= ptsLast:
+		return "", true
+	case major == miscMajor && minor == tunMinor:
+		// The network namespace is not part of the image, so neither is
+		// the interface behind it.
+		if name := info.other["iff"]; name != "" {
+			return " with the interface " + name, false
+		}
+		return "", true
+	}
+	return "", false
+}
+
+// carriedAnonymous are the anonymous inodes that CRIU carries
+// (criu/files.c, dump_one_file).
+var carriedAnonymous = map[string]bool{
+	"eventfd": true, "eventpoll": true, "inotify": true, "fanotify": true,
+	"signalfd": true, "timerfd": true, "pidfd": true,
+}
+
+// anonymousRemedies say what to do about the others.
+var anonymousRemedies = map[string]string{
+	"io_uring":    "start the program without io_uring, such as UV_USE_IO_URING=0 for node",
+	"userfaultfd": "start the program without userfaultfd",
+	"perf_event":  "end the profiler",
+	"kvm-vm":      "end the virtual machine",
+	"kvm-vcpu":    "end the virtual machine",
+}
+
+func (s *survey) checkAnonymous(d descriptor, name string, info fdinfo) {
+	kind, _, _ := strings.Cut(name, ":") // as in kvm-vcpu:0
+	switch {
+	case kind == "pidfd":
+		s.checkPidfd(d, info)
+		return
+	case kind == "fanotify":
+		if _, ok := info.other["fanotify sdev"]; ok {
+			s.block(d.process, d.number, "watches a whole file system with fanotify", "watch directories or mounts")
+		}
+		return
+	case kind == "bpf-map":
+		// Hash and array (linux/bpf.h).
+		if t := info.other["map_type"]; t == "1" || t == "2" {
+			return
+		}
+	case carriedAnonymous[kind]:
+		return
+	}
+	remedy, ok := anonymousRemedies[kind]
+	if !ok {
+		remedy = "start the program without it"
+	}
+	s.block(d.process, d.number, "uses "+kind, remedy)
+}
+
+// checkPidfd accepts descriptors of processes that are in the pod or ended.
+func (s *survey) checkPidfd(d descriptor, info fdinfo) {
+	pid, err := strconv.Atoi(info.other["Pid"])
+	if err == nil && pid > 0 && !s.members[pid] {
+		s.block(d.process, d.number, fmt.Sprintf("has a descriptor of process %d of the host, which is not in the pod", pid), "close it")
+	}
+}
+
+// checkMappings looks at mapped memory that is no plain file.
+func (s *survey) checkMappings(p process) error {
+	f, err := os.Open(p.proc("maps"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	said := make(map[string]bool)
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 64<<10)
+	for lines.Scan() {
+		// address perms offset dev inode path (proc(5)).
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 6 || said[fields[5]] {
+			continue
+		}
+		path := fields[5]
+		switch {
+		case strings.HasPrefix(path, "anon_inode:"):
+			kind := strings.Trim(strings.TrimPrefix(path, "anon_inode:"), "[]")
+			remedy, ok := anonymousRemedies[kind]
+			if !ok {
+				remedy = "start the program without it"
+			}
+			s.block(p, -1, "has memory of "+kind+" mapped", remedy)
+		case strings.HasPrefix(path, "/secretmem"):
+			s.block(p, -1, "uses secret memory (memfd_secret)", "start the program without it")
+		case strings.HasPrefix(path, "/dev/") && !strings.HasPrefix(path, "/dev/shm/"):
+			var st unix.Stat_t
+			if err := unix.Stat(p.proc("map_files", fields[0]), &st); err != nil {
+				continue // unmapped meanwhile
+			}
+			if st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev != unix.Mkdev(1, 5) {
+				s.block(p, -1, fmt.Sprintf("has memory of the device %s mapped", path), "start the program so that it does not use the device")
+			}
+		default:
+			continue
+		}
+		said[path] = true
+	}
+	return lines.Err()
+}
+
+// pipeEnds are the ends of one pipe that are open in the pod.
+type pipeEnds struct {
+	read, write bool
+	one         descriptor
+}
+
+func (s *survey) notePipe(d descriptor, link string, info fdinfo) {
+	ends := s.pipes[link]
+	if ends == nil {
+		ends = &pipeEnds{one: d}
+		s.pipes[link] = ends
+	}
+	mode := info.flags & unix.O_ACCMODE
+	ends.read = ends.read || mode != unix.O_WRONLY
+	ends.write = ends.write || mode != unix.O_RDONLY
+}
+
+// checkPipes reports pipes whose other end is outside of the pod. CRIU carries
+// them, but nobody would be at the other end any more.
+func (s *survey) checkPipes() error {
+	half := make(map[string]bool)
+	for link, ends := range s.pipes {
+		if !ends.read || !ends.write {
+			half[link] = true
+		}
+	}
+	holders, err := s.outsideHolders(half)
+	if err != nil {
+		return err
+	}
+	for link, holder := range holders {
+		d := s.pipes[link].one
+		s.block(d.process, d.number, "has a pipe open whose other end is outside of the pod, at "+holder,
+			insideRemedy)
+	}
+	return nil
+}
+
+// outsideHolders finds processes outside of the pod that have one of the
+// given descriptors open, by what /proc/PID/fd says.
+func (s *survey) outsideHolders(links map[string]bool) (map[string]string, error) {
+	holders := make(map[string]string)
+	if len(links) == 0 {
+		return holders, nil
+	}
+	for pid := range s.table {
+		if s.members[pid] {
+			continue
+		}
+		dir := fmt.Sprintf("/proc/%d/fd", pid)
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			if gone(err) {
+				continue
+			}
+			return nil, err
+		}
+		for _, e := range entries {
+			link, err := os.Readlink(filepath.Join(dir, e.Name()))
+			if err != nil || !links[link] {
+				continue
+			}
+			holders[link] = hostProcess(pid)
+		}
+	}
+	return holders, nil
+}

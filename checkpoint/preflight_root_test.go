@@ -1,0 +1,356 @@
+//go:build root
+
+package checkpoint
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"podd/pod"
+)
+
+// command lets the pod program do something.
+func (c *control) command(t *testing.T, words ...any) (int, string) {
+	t.Helper()
+	must(t, c.SetDeadline(time.Now().Add(waitLimit)))
+	fmt.Fprintln(c, words...)
+	line, err := c.in.ReadString('\n')
+	must(t, err)
+	var result int
+	_, err = fmt.Sscan(line, &result)
+	must(t, err)
+	_, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+	return result, text
+}
+
+// do is command for something that must succeed.
+func (c *control) do(t *testing.T, words ...any) int {
+	t.Helper()
+	result, text := c.command(t, words...)
+	if result < 0 {
+		t.Fatalf("%v: %s", words, text)
+	}
+	return result
+}
+
+// give sends a descriptor to the pod and returns its number there.
+func (p *place) give(t *testing.T, fd int) int {
+	t.Helper()
+	c := p.connect(t)
+	defer c.Close()
+	_, _, err := c.WriteMsgUnix([]byte{0}, unix.UnixRights(fd), nil)
+	must(t, err)
+	var number int
+	_, err = fmt.Fscan(c, &number)
+	must(t, err)
+	return number
+}
+
+func (p *place) connect(t *testing.T) *net.UnixConn {
+	t.Helper()
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: filepath.Join(p.root, "tmp/give")})
+	must(t, err)
+	must(t, c.SetDeadline(time.Now().Add(waitLimit)))
+	return c
+}
+
+func (p *place) preflight(t *testing.T, pid int) []pod.Blocker {
+	t.Helper()
+	blockers, err := Preflight(t.Context(), pid, PreflightOptions{
+		Cgroup: p.freezer.Dir(), ExternalMounts: map[string]string{"/tmp": "tmp"},
+	})
+	must(t, err)
+	return blockers
+}
+
+// trouble is something that can't be carried.
+type trouble struct {
+	name string
+	// make does it, and returns the descriptor (-1 for none), the process as the pod sees it
+	// and how to end it. false means that this kernel can't.
+	make func(t *testing.T) (descriptor, pid int, end func(), ok bool)
+	// problem is part of what Preflight says.
+	problem string
+	// untried is why CRIU is not asked whether it agrees.
+	untried string
+}
+
+func TestPreflight(t *testing.T) {
+	w := newWorld(t)
+	e := openEngine(t)
+	s := w.source
+	p := s.start(t, 1)
+	c := w.control(t)
+	was := c.ask(t)
+	if b := s.preflight(t, p.pid); len(b) > 0 {
+		t.Fatalf("a harmless pod has blockers: %+v", b)
+	}
+
+	// inPod makes a descriptor with a system call in the pod.
+	inPod := func(call ...any) func(*testing.T) (int, int, func(), bool) {
+		return func(t *testing.T) (int, int, func(), bool) {
+			fd, text := c.command(t, append([]any{"syscall"}, call...)...)
+			if fd < 0 {
+				t.Logf("not in this kernel: %s", text)
+				return 0, 0, nil, false
+			}
+			return fd, 1, func() { c.do(t, "syscall", unix.SYS_CLOSE, fd) }, true
+		}
+	}
+	// given gives a descriptor of the host to the pod.
+	given := func(open func() (int, error)) func(*testing.T) (int, int, func(), bool) {
+		return func(t *testing.T) (int, int, func(), bool) {
+			fd, err := open()
+			must(t, err)
+			number := s.give(t, fd)
+			return number, 1, func() { c.do(t, "syscall", unix.SYS_CLOSE, number); unix.Close(fd) }, true
+		}
+	}
+	spawned := func(words ...any) func(*testing.T) (int, int, func(), bool) {
+		return func(t *testing.T) (int, int, func(), bool) {
+			pid := c.do(t, append([]any{"spawn"}, words...)...)
+			return -1, pid, func() { c.do(t, "kill", pid) }, true
+		}
+	}
+	const lost = "it would carry it, but not to what it was"
+	socket := func(domain, kind, protocol int) func(*testing.T) (int, int, func(), bool) {
+		return inPod(unix.SYS_SOCKET, domain, kind, protocol)
+	}
+	troubles := []trouble{
+		{"io_uring", inPod(unix.SYS_IO_URING_SETUP, 4, "@"), "uses io_uring", ""},
+		{"userfaultfd", inPod(unix.SYS_USERFAULTFD, 0), "uses userfaultfd", ""},
+		{"perf event", inPod(unix.SYS_PERF_EVENT_OPEN, "@"+hexBytes(perfAttr()), 0, -1, -1, 0), "uses perf_event", ""},
+		{"bpf ring buffer", inPod(unix.SYS_BPF, unix.BPF_MAP_CREATE, "@1b000000000000000000000000100000", 72), "uses bpf-map", ""},
+		{"landlock", inPod(unix.SYS_LANDLOCK_CREATE_RULESET, "@0100000000000000", 8, 0), "uses landlock-ruleset", ""},
+		{"secret memory", inPod(unix.SYS_MEMFD_SECRET, 0), "secret memory", ""},
+		{"MPTCP", socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP), "multipath TCP", ""},
+		{"SCTP", socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP), "SCTP", ""},
+		{"vsock", socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0), "AF_VSOCK", ""},
+		{"AF_ALG", socket(unix.AF_ALG, unix.SOCK_SEQPACKET, 0), "AF_ALG", ""},
+		{"XDP", socket(unix.AF_XDP, unix.SOCK_RAW, 0), "XDP", ""},
+		{"Bluetooth", socket(unix.AF_BLUETOOTH, unix.SOCK_RAW, 1), "Bluetooth", ""},
+		{"TIPC", socket(unix.AF_TIPC, unix.SOCK_STREAM, 0), "TIPC", ""},
+
+		{"user namespace", spawned(unix.CLONE_NEWUSER), "user namespace of its own", ""},
+		{"pid namespace", spawned(unix.CLONE_NEWPID), "pid namespace of its own", ""},
+		{"IPC namespace", spawned(unix.CLONE_NEWIPC), "IPC namespace of its own", ""},
+		{"UTS namespace", spawned(unix.CLONE_NEWUTS), "UTS namespace of its own", ""},
+		{"cgroup namespace", spawned(unix.CLONE_NEWCGROUP), "cgroup namespace of its own", ""},
+		{"network namespace", spawned(unix.CLONE_NEWNET), "network namespace of its own", lost},
+		{"traced", spawned(0, "trace"), "is traced", "it tries for seconds before it gives up"},
+
+		{"host file", given(func() (int, error) { return unix.Open("/etc/passwd", unix.O_RDONLY, 0) }), "/etc/passwd of the host", ""},
+		{"host device", given(func() (int, error) { return unix.Open("/dev/kmsg", unix.O_RDONLY, 0) }), "/dev/kmsg of the host", ""},
+		{"tun", given(openTun), "poddtun", lost},
+		{"foreign pidfd", given(func() (int, error) { return unix.PidfdOpen(os.Getpid(), 0) }), "not in the pod", ""},
+		{"foreign socket", given(func() (int, error) { return unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0) }), "another network namespace", lost},
+		{"foreign namespace", given(func() (int, error) { return unix.Open("/proc/self/ns/uts", unix.O_RDONLY, 0) }), "a namespace open", lost},
+		{"foreign pipe", given(func() (int, error) {
+			var fds [2]int
+			err := unix.Pipe(fds[:])
+			t.Cleanup(func() { unix.Close(fds[0]) })
+			return fds[1], err
+		}), "other end is outside", lost},
+		{"file system watch", given(func() (int, error) {
+			fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF, 0)
+			if err == nil {
+				err = unix.FanotifyMark(fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, unix.FAN_OPEN, unix.AT_FDCWD, s.root)
+			}
+			return fd, err
+		}), "whole file system", lost},
+
+		{"working directory", func(t *testing.T) (int, int, func(), bool) {
+			fd, err := unix.Open("/", unix.O_PATH, 0)
+			must(t, err)
+			defer unix.Close(fd)
+			number := s.give(t, fd)
+			c.do(t, "syscall", unix.SYS_FCHDIR, number)
+			c.do(t, "syscall", unix.SYS_CLOSE, number)
+			return -1, 1, func() { c.do(t, "syscall", unix.SYS_CHDIR, "@2f") }, true
+		}, "working directory outside", ""},
+
+		{"unix connection", func(t *testing.T) (int, int, func(), bool) {
+			outside := s.connect(t)
+			return 0, 1, func() { outside.Close() }, true
+		}, "leaves the pod", ""},
+
+		{"unix connection not accepted", func(t *testing.T) (int, int, func(), bool) {
+			address := "@" + hexBytes(append([]byte{unix.AF_UNIX, 0}, "/tmp/stuck"...))
+			listener := c.do(t, "syscall", unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM, 0)
+			c.do(t, "syscall", unix.SYS_BIND, listener, address, 13)
+			c.do(t, "syscall", unix.SYS_LISTEN, listener, 5)
+			client := c.do(t, "syscall", unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM, 0)
+			c.do(t, "syscall", unix.SYS_CONNECT, client, address, 13)
+			if b := s.preflight(t, p.pid); len(b) > 0 {
+				t.Errorf("without data it is harmless, but: %+v", b)
+			}
+			c.do(t, "syscall", unix.SYS_WRITE, client, "@61", 1)
+			return client, 1, func() {
+				c.do(t, "syscall", unix.SYS_CLOSE, client)
+				c.do(t, "syscall", unix.SYS_CLOSE, listener)
+			}, true
+		}, "not accepted", ""},
+
+		{"TCP connection not accepted", func(t *testing.T) (int, int, func(), bool) {
+			listener := c.do(t, "syscall", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, 0)
+			c.do(t, "syscall", unix.SYS_BIND, listener, "@02000009", 16) // port 9
+			c.do(t, "syscall", unix.SYS_LISTEN, listener, 5)
+			outside := w.dial(t, 9)
+			return listener, 1, func() { outside.Close(); c.do(t, "syscall", unix.SYS_CLOSE, listener) }, true
+		}, "1 TCP connections", ""},
+
+		{"FUSE", func(t *testing.T) (int, int, func(), bool) {
+			fuse, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Logf("not in this kernel: %v", err)
+				return 0, 0, nil, false
+			}
+			must(t, inMountNS(p.pid, func() error {
+				return unix.Mount("test", "/dev", "fuse.test", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fuse))
+			}))
+			return -1, 1, func() {
+				unix.Close(fuse)
+				must(t, inMountNS(p.pid, func() error { return unix.Unmount("/dev", 0) }))
+			}, true
+		}, "/dev is a FUSE file system", "it would wait for the file system for ever"},
+
+		{"started from outside", func(t *testing.T) (int, int, func(), bool) {
+			cmd := startInPod(t, s, p.pid)
+			b, err := namespacePIDs(cmd.Process.Pid)
+			must(t, err)
+			return -1, b[len(b)-1], func() { cmd.Process.Kill(); cmd.Wait() }, true
+		}, "started from outside", lost},
+
+		{"state D", func(t *testing.T) (int, int, func(), bool) {
+			// Version 1 of the freezer leaves tasks in that state.
+			must(t, s.freezer.Freeze(t.Context()))
+			return -1, 1, func() { must(t, s.freezer.Thaw()) }, s.freezer.v1
+		}, "state D", "it can dump what the freezer stopped"},
+	}
+	for _, trouble := range troubles {
+		t.Run(trouble.name, func(t *testing.T) {
+			descriptor, pid, end, ok := trouble.make(t)
+			if end != nil {
+				defer end()
+			}
+			if !ok {
+				return
+			}
+			blockers := s.preflight(t, p.pid)
+			found := false
+			for _, b := range blockers {
+				t.Logf("%+v", b)
+				// 0 for any descriptor.
+				if b.PID == pid && (b.Descriptor == descriptor || descriptor == 0) && strings.Contains(b.Problem, trouble.problem) && b.Program != "" && b.Remedy != "" {
+					found = true
+				}
+			}
+			if !found {
+				t.Errorf("process %d, descriptor %d: not found", pid, descriptor)
+			}
+			if trouble.untried != "" {
+				return
+			}
+			// And CRIU agrees.
+			o := s.dumpOptions(p.pid)
+			o.ImagesDir = t.TempDir()
+			d, err := e.PrepareDump(t.Context(), o)
+			must(t, err)
+			if _, err := d.Run(t.Context()); err == nil {
+				t.Error("CRIU dumps it")
+				must(t, d.Abort())
+			} else {
+				t.Log(err)
+			}
+		})
+		if t.Failed() && len(s.preflight(t, p.pid)) > 0 {
+			t.Fatalf("%s has not ended", trouble.name)
+		}
+	}
+	if b := s.preflight(t, p.pid); len(b) > 0 {
+		t.Errorf("blockers are left: %+v", b)
+	}
+	unharmed(t, c, was)
+}
+
+func hexBytes(b []byte) string { return hex.EncodeToString(b) }
+
+// perfAttr is a struct perf_event_attr for the software clock.
+func perfAttr() []byte {
+	b := make([]byte, 64)
+	b[0] = unix.PERF_TYPE_SOFTWARE
+	b[4] = 64
+	b[8] = unix.PERF_COUNT_SW_TASK_CLOCK
+	return b
+}
+
+// openTun makes an interface in the namespace of this process.
+func openTun() (int, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	ifreq, err := unix.NewIfreq("poddtun%d")
+	if err != nil {
+		return -1, err
+	}
+	ifreq.SetUint16(unix.IFF_TUN)
+	return fd, unix.IoctlIfreq(fd, unix.TUNSETIFF, ifreq)
+}
+
+// inMountNS calls f on a thread that is in the mount namespace of a process.
+func inMountNS(pid int, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- func() error {
+			ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(ns)
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return err
+			}
+			if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			return f()
+		}()
+	}()
+	return <-done
+}
+
+// startInPod starts a process in the pod as runc exec does: its parent is outside.
+func startInPod(t *testing.T, p *place, pid int) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(p.root, "bin/program"), "wait")
+	cmd.Env = []string{"GODEBUG=containermaxprocs=0"}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- func() error {
+			ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/pid", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(ns)
+			if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
+				return err
+			}
+			return cmd.Start()
+		}()
+	}()
+	must(t, <-done)
+	return cmd
+}
