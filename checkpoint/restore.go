@@ -150,6 +150,9 @@ func (r *Restore) Run(ctx context.Context) (pid int, err error) {
 }
 
 func (r *Restore) run(ctx context.Context) error {
+	if err := rearmTimers(r.options.ImagesDir); err != nil {
+		return err
+	}
 	opts, err := r.op.options(r.engine, restoreLog)
 	if err != nil {
 		return err
