@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/cgroups"
+
 	"podd/namespace/image"
 	"podd/pod"
 )
@@ -303,6 +305,10 @@ func (c *Container) ExternalMounts() map[string]string {
 	for _, m := range c.binds() {
 		external[m.Destination] = m.Source
 	}
+	if !cgroups.IsCgroup2UnifiedMode() {
+		// A pod that comes from a host with version 2 has a mount there.
+		external[cgroupRoot] = c.paths.masked
+	}
 	for _, masked := range maskedFiles {
 		external[masked] = filepath.Join(c.paths.volatile, "dev/null")
 	}
@@ -312,7 +318,7 @@ func (c *Container) ExternalMounts() map[string]string {
 	return external
 }
 
-// sorted returns volumes so that one inside another comes after it.
+// sortedVolumes returns volumes so that one inside another comes after it.
 func sortedVolumes(volumes []pod.Volume) []pod.Volume {
 	return slices.SortedFunc(slices.Values(volumes), func(a, b pod.Volume) int {
 		return strings.Compare(a.Destination, b.Destination)

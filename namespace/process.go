@@ -19,7 +19,8 @@ import (
 
 // Start makes the namespaces of a prepared container and starts its init, which
 // starts the main command. When it returns the init runs; a command that can't
-// be executed ends with 126 or 127 at once, and says why in the log.
+// be executed ends with 126 or 127 at once, and says why in the log. If Start
+// fails there may be processes: Release or Destroy ends them.
 func (c *Container) Start(ctx context.Context) error {
 	if err := c.start(ctx); err != nil {
 		return fmt.Errorf("starting container %s: %w", c.id, err)

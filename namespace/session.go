@@ -32,7 +32,7 @@ const (
 // ExecConfig is a further command for a running pod.
 type ExecConfig struct {
 	Command []string
-	// Env is added to the main command's environment.
+	// Env holds NAME=VALUE pairs, added to the main command's environment.
 	Env []string
 	// User and WorkDir default to the pod's.
 	User, WorkDir string
@@ -69,6 +69,11 @@ func (c *Container) Exec(ctx context.Context, config ExecConfig) (*Session, erro
 	if len(config.Command) == 0 || config.Command[0] == "" {
 		return nil, fmt.Errorf("%w: no command given", pod.ErrInvalid)
 	}
+	for _, kv := range config.Env {
+		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" {
+			return nil, fmt.Errorf("%w: environment %q: want NAME=VALUE", pod.ErrInvalid, kv)
+		}
+	}
 	user, err := c.user(c.userName(config.User))
 	if err != nil {
 		return nil, err
@@ -80,9 +85,12 @@ func (c *Container) Exec(ctx context.Context, config ExecConfig) (*Session, erro
 		return nil, err
 	}
 	s.id = hex.EncodeToString(id)
-	words := append([]string{"--id", s.id, "--cwd", c.workDir(config.WorkDir), "--env", "HOME=" + user.Home}, identity(user)...)
+	words := append([]string{"--id", s.id, "--cwd", c.workDir(config.WorkDir)}, identity(user)...)
+	if config.User != "" {
+		words = append(words, "--env", "HOME="+user.Home)
+	}
 	if config.TTY {
-		words = append(words, "--tty", "--env", "TERM=xterm-256color")
+		words = append(words, "--tty", "--env", "TERM=xterm")
 		if config.Rows > 0 && config.Columns > 0 {
 			words = append(words, "--rows", strconv.Itoa(int(config.Rows)), "--columns", strconv.Itoa(int(config.Columns)))
 		}

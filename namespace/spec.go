@@ -176,7 +176,7 @@ func (c *Container) initProcess(ready *os.File) (*libcontainer.Process, error) {
 	}
 	env := []string{"PATH=" + defaultPath, "HOME=" + user.Home, "HOSTNAME=" + spec.Name, "container=podd"}
 	if spec.TTY {
-		env = append(env, "TERM=xterm-256color")
+		env = append(env, "TERM=xterm")
 	}
 	return &libcontainer.Process{
 		Init: true,

@@ -503,12 +503,13 @@ static void write_input(void)
 
 static void block_signals(void)
 {
-	static const int synchronous[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS };
+	/* The effects of podinit's own doing are not passed on. SIGPIPE, if blocked, would not be ignored. */
+	static const int own[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS, SIGPIPE };
 	sigset_t set;
 
 	sigfillset(&set);
-	for (size_t i = 0; i < sizeof synchronous / sizeof *synchronous; i++)
-		sigdelset(&set, synchronous[i]);
+	for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+		sigdelset(&set, own[i]);
 	signal(SIGPIPE, SIG_IGN);
 	sigprocmask(SIG_SETMASK, &set, NULL);
 	signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
