@@ -61,7 +61,12 @@ func unharmed(t *testing.T, c *control, was podState) {
 }
 
 func TestAbort(t *testing.T) {
-	w := newWorld(t)
+	for name, root := range cgroupRoots(t) {
+		t.Run(name, func(t *testing.T) { testAbort(t, newWorldIn(t, root)) })
+	}
+}
+
+func testAbort(t *testing.T, w *world) {
 	e := openEngine(t)
 	pod := w.source.start(t, 4)
 	c := w.control(t)
@@ -69,7 +74,7 @@ func TestAbort(t *testing.T) {
 	s := w.stream(t)
 	s.progress(t)
 
-	m := w.begin(t, e, pod)
+	m := begin(t, e, pod.pid, w.source, w.target)
 	must(t, m.restore.Abort())
 	w.target.empty(t)
 	if err := unix.Kill(m.init, 0); err != unix.ESRCH {
@@ -80,11 +85,9 @@ func TestAbort(t *testing.T) {
 	unharmed(t, c, was)
 
 	// And once more, to the end.
-	for _, p := range []*place{w.source, w.target} {
-		must(t, os.RemoveAll(p.images))
-		must(t, os.Mkdir(p.images, 0o700))
-	}
-	m = w.begin(t, e, pod)
+	w.source.clear(t)
+	w.target.clear(t)
+	m = begin(t, e, pod.pid, w.source, w.target)
 	m.commit(t)
 	s.finish(t)
 	unharmed(t, c, was)
@@ -209,7 +212,12 @@ func TestDumpHookFails(t *testing.T) {
 // nothing can be promised for the connections, but before it and at the hold
 // they survive.
 func TestDumpKilled(t *testing.T) {
-	w := newWorld(t)
+	for name, root := range cgroupRoots(t) {
+		t.Run(name, func(t *testing.T) { testDumpKilled(t, newWorldIn(t, root)) })
+	}
+}
+
+func testDumpKilled(t *testing.T, w *world) {
 	e := openEngine(t)
 	pod := w.source.start(t, 4)
 	c := w.control(t)
@@ -383,8 +391,7 @@ func TestErrorsAreQuoted(t *testing.T) {
 		t.Error("no error for a process that does not exist")
 	}
 
-	must(t, os.RemoveAll(o.ImagesDir))
-	must(t, os.Mkdir(o.ImagesDir, 0o700))
+	w.source.clear(t)
 	d, err = e.PrepareDump(t.Context(), w.source.dumpOptions(pod.pid))
 	must(t, err)
 	defer d.Abort()
@@ -408,4 +415,47 @@ func wantCRIUError(t *testing.T, err error, op, text string) {
 	if !errors.As(err, &criu) || criu.Op != op || len(criu.Lines) == 0 || !strings.Contains(err.Error(), text) {
 		t.Errorf("error is %v", err)
 	}
+}
+
+// TestCrashRecovery ends CRIU's conversation at the hold without calling a hook, as
+// the death of the daemon does, and kills CRIU too. The next daemon finds the pod
+// frozen and gives it back.
+func TestCrashRecovery(t *testing.T) {
+	w := newWorld(t)
+	e := openEngine(t)
+	pod := w.source.start(t, 1)
+	c := w.control(t)
+	was := c.ask(t)
+	s := w.stream(t)
+	for _, who := range []string{"daemon", "both"} {
+		t.Run(who, func(t *testing.T) {
+			o := w.source.dumpOptions(pod.pid)
+			o.ImagesDir = t.TempDir()
+			d, err := e.PrepareDump(t.Context(), o)
+			must(t, err)
+			_, err = d.Run(t.Context())
+			must(t, err)
+			want := 0 // CRIU undoes it
+			if who == "both" {
+				must(t, d.worker.cmd.Process.Kill())
+				want = 2
+			}
+			must(t, d.worker.conn.Close())
+			<-d.Exited()
+
+			if frozen, err := w.source.freezer.Frozen(); err != nil || !frozen {
+				t.Fatalf("frozen %v, %v", frozen, err)
+			}
+			n, err := Recover(pod.pid)
+			must(t, err)
+			if n != want {
+				t.Errorf("%d sockets recovered, want %d", n, want)
+			}
+			must(t, w.source.unblock())
+			must(t, w.source.freezer.Thaw())
+			s.progress(t)
+			unharmed(t, c, was)
+		})
+	}
+	s.finish(t)
 }

@@ -15,24 +15,23 @@ type move struct {
 	init    int
 }
 
-// begin dumps the pod at the source and restores it at the target.
-func (w *world) begin(t *testing.T, e *Engine, pod *testPod) *move {
+// begin dumps the pod at one place and restores it at another.
+func begin(t *testing.T, e *Engine, pid int, from, to *place) *move {
 	t.Helper()
 	ctx := t.Context()
 	sourceConn, targetConn := pagesPipe(t)
-	options := w.source.dumpOptions(pod.pid)
-	options.Pages = sourceConn
 	m := &move{}
 	var err error
-	m.restore, err = e.PrepareRestore(ctx, w.target.restoreOptions())
+	m.restore, err = e.PrepareRestore(ctx, to.restoreOptions())
 	must(t, err)
 	t.Cleanup(func() {
-		m.restore.Close()
 		if err := m.restore.Abort(); err != nil {
 			t.Error(err)
 		}
 	})
-	must(t, w.target.block())
+	must(t, to.block())
+	options := from.dumpOptions(pid)
+	options.Pages = sourceConn
 	m.dump, err = e.PrepareDump(ctx, options)
 	must(t, err)
 	t.Cleanup(func() {
@@ -40,18 +39,18 @@ func (w *world) begin(t *testing.T, e *Engine, pod *testPod) *move {
 			t.Error(err)
 		}
 	})
-	received := w.target.receive(ctx, targetConn)
+	received := to.receive(ctx, targetConn)
 	m.result, err = m.dump.Run(ctx)
 	must(t, err)
-	t.Logf("freeze %v, dump %v, %+v, %d processes, %d connections", m.result.Freeze, m.result.Dump, m.result.Pages, m.result.Processes, m.result.Connections)
-	stats, err := SendImages(sourceConn, w.source.images)
+	stats, err := SendImages(sourceConn, from.images)
 	must(t, err)
 	must(t, <-received)
 	arrived := time.Now()
-	t.Logf("image %+v complete after %v", stats, arrived.Sub(m.result.FrozenAt))
 	m.init, err = m.restore.Run(ctx)
 	must(t, err)
-	t.Logf("restore %v", time.Since(arrived))
+	t.Logf("freeze %v, dump %v, image complete %v after the freeze, restore %v; %+v of memory, %+v of images, %d processes, %d connections",
+		m.result.Freeze, m.result.Dump, arrived.Sub(m.result.FrozenAt), time.Since(arrived),
+		m.result.Pages, stats, m.result.Processes, m.result.Connections)
 	return m
 }
 
@@ -61,47 +60,53 @@ func (m *move) commit(t *testing.T) {
 	must(t, m.restore.Commit(t.Context()))
 	t.Logf("from freeze to run %v", time.Since(m.result.FrozenAt))
 	must(t, m.dump.Commit(t.Context()))
-	killAtEnd(t, m.restore)
-}
-
-// killAtEnd ends the restored pod when the test is over.
-func killAtEnd(t *testing.T, r *Restore) {
 	t.Cleanup(func() {
-		if err := r.kill(); err != nil {
+		if err := m.restore.kill(); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
+// TestMove moves a pod there, back, and there again, in the middle of a stream.
 func TestMove(t *testing.T) {
-	w := newWorld(t)
+	for name, root := range cgroupRoots(t) {
+		t.Run(name, func(t *testing.T) { testMove(t, newWorldIn(t, root)) })
+	}
+}
+
+func testMove(t *testing.T, w *world) {
 	e := openEngine(t)
 	pod := w.source.start(t, 64)
-	before := w.control(t)
-	was := before.ask(t)
+	c := w.control(t)
+	was := c.ask(t)
 	if was.pid != 1 {
 		t.Fatalf("the pod's init has pid %d", was.pid)
 	}
 	s := w.stream(t)
-	s.progress(t)
-
-	m := w.begin(t, e, pod)
-	m.commit(t)
-	w.source.empty(t)
-
+	pid := pod.pid
+	from, to := w.source, w.target
+	for i := range 3 {
+		s.progress(t)
+		if b := from.preflight(t, pid); len(b) > 0 {
+			t.Errorf("blockers: %+v", b)
+		}
+		m := begin(t, e, pid, from, to)
+		m.commit(t)
+		from.empty(t)
+		if want := 2 + i; m.result.Processes != 1 || m.result.Connections != want {
+			t.Errorf("%d processes and %d connections, want 1 and %d", m.result.Processes, m.result.Connections, want)
+		}
+		if m.result.Pages.Bytes < 64<<20 {
+			t.Errorf("%d bytes of memory", m.result.Pages.Bytes)
+		}
+		s.progress(t)
+		unharmed(t, c, was)
+		// New connections find the same process.
+		unharmed(t, w.control(t), was)
+		from.clear(t)
+		to.clear(t)
+		pid = m.init
+		from, to = to, from
+	}
 	s.finish(t)
-	is := before.ask(t)
-	if is.digest != was.digest || is.pid != 1 || is.host != was.host || is.ticks < was.ticks {
-		t.Errorf("state was %+v, is %+v", was, is)
-	}
-	if m.result.Processes != 1 || m.result.Connections != 2 {
-		t.Errorf("%d processes and %d connections, want 1 and 2", m.result.Processes, m.result.Connections)
-	}
-	if m.result.Pages.Bytes < 64<<20 {
-		t.Errorf("%d bytes of memory", m.result.Pages.Bytes)
-	}
-	// New connections go to the same process.
-	if now := w.control(t).ask(t); now.digest != was.digest {
-		t.Errorf("memory is %s, was %s", now.digest, was.digest)
-	}
 }

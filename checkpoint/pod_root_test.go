@@ -114,7 +114,37 @@ type place struct {
 	world   *world
 }
 
+// cgroupRoots finds what has a freezer here: a controller of version 1, the hierarchy of
+// version 2, or, on a hybrid machine, both.
+func cgroupRoots(t *testing.T) map[string]string {
+	t.Helper()
+	roots := make(map[string]string)
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(dir, &fs); err == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+			roots["v2"] = dir
+		}
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/freezer"); err == nil {
+		roots["v1"] = "/sys/fs/cgroup/freezer"
+	}
+	if len(roots) == 0 {
+		t.Fatal("no cgroup hierarchy with a freezer is mounted")
+	}
+	return roots
+}
+
+// newWorld uses version 1 if it is there, which is the harder one.
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	roots := cgroupRoots(t)
+	if root, ok := roots["v1"]; ok {
+		return newWorldIn(t, root)
+	}
+	return newWorldIn(t, roots["v2"])
+}
+
+func newWorldIn(t *testing.T, cgroups string) *world {
 	t.Helper()
 	id := fmt.Sprintf("poddtest-checkpoint-%d-%d", os.Getpid(), testNumber.Add(1))
 	w := &world{}
@@ -126,8 +156,8 @@ func newWorld(t *testing.T) *world {
 	must(t, err)
 	t.Cleanup(w.handle.Close)
 	run(t, "ip", "-n", id+"-c", "addr", "add", clientAddress+"/32", "dev", "lo")
-	w.source = newPlace(t, w, id, "s")
-	w.target = newPlace(t, w, id, "t")
+	w.source = newPlace(t, w, id, "s", cgroups)
+	w.target = newPlace(t, w, id, "t", cgroups)
 	return w
 }
 
@@ -139,7 +169,7 @@ func newNetNS(t *testing.T, name string) string {
 	return "/run/netns/" + name
 }
 
-func newPlace(t *testing.T, w *world, id, name string) *place {
+func newPlace(t *testing.T, w *world, id, name, cgroups string) *place {
 	t.Helper()
 	p := &place{name: id + "-" + name, link: "to-" + name, world: w}
 	p.netNS = newNetNS(t, p.name)
@@ -148,10 +178,7 @@ func newPlace(t *testing.T, w *world, id, name string) *place {
 	run(t, "ip", "-n", p.name, "link", "set", "eth0", "up")
 	run(t, "ip", "-n", p.name, "route", "add", clientAddress+"/32", "dev", "eth0")
 
-	cgroup := filepath.Join("/sys/fs/cgroup/freezer", p.name)
-	if _, err := os.Stat("/sys/fs/cgroup/freezer"); err != nil {
-		cgroup = filepath.Join("/sys/fs/cgroup", p.name)
-	}
+	cgroup := filepath.Join(cgroups, p.name)
 	must(t, os.Mkdir(cgroup, 0o755))
 	t.Cleanup(func() {
 		eventually(t, "removing "+cgroup, func() bool { return os.Remove(cgroup) == nil })
@@ -234,6 +261,13 @@ func (p *place) restoreOptions() RestoreOptions {
 		ExternalMounts: map[string]string{"tmp": filepath.Join(p.root, "tmp")},
 		Hooks:          RestoreHooks{JoinCgroup: p.join, Release: p.unblock},
 	}
+}
+
+// clear makes the images directory empty.
+func (p *place) clear(t *testing.T) {
+	t.Helper()
+	must(t, os.RemoveAll(p.images))
+	must(t, os.Mkdir(p.images, 0o700))
 }
 
 // empty waits until no process is in the cgroup.

@@ -38,6 +38,9 @@ type PreflightOptions struct {
 // no proof, only CRIU's word is; but what is found would have failed, or would
 // have been lost silently.
 //
+// Unix connections between the pod and this process are not reported: the
+// caller knows them and closes them before a dump.
+//
 // The rules are those of CRIU 4.2.
 func Preflight(ctx context.Context, pid int, options PreflightOptions) ([]pod.Blocker, error) {
 	for try := 1; ; try++ {

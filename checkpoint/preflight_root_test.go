@@ -3,6 +3,7 @@
 package checkpoint
 
 import (
+	"bufio"
 	"encoding/hex"
 	"fmt"
 	"net"
@@ -92,9 +93,12 @@ func TestPreflight(t *testing.T) {
 	p := s.start(t, 1)
 	c := w.control(t)
 	was := c.ask(t)
+	// A connection of this process is its own business.
+	ours := s.connect(t)
 	if b := s.preflight(t, p.pid); len(b) > 0 {
 		t.Fatalf("a harmless pod has blockers: %+v", b)
 	}
+	ours.Close()
 
 	// inPod makes a descriptor with a system call in the pod.
 	inPod := func(call ...any) func(*testing.T) (int, int, func(), bool) {
@@ -180,8 +184,16 @@ func TestPreflight(t *testing.T) {
 		}, "working directory outside", ""},
 
 		{"unix connection", func(t *testing.T) (int, int, func(), bool) {
-			outside := s.connect(t)
-			return 0, 1, func() { outside.Close() }, true
+			cmd := exec.Command(programPath, "connect", filepath.Join(s.root, "tmp/give"))
+			out, err := cmd.StdoutPipe()
+			must(t, err)
+			must(t, cmd.Start())
+			end := func() { cmd.Process.Kill(); cmd.Wait() }
+			if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "connected <nil>\n" {
+				end()
+				t.Fatalf("%q, %v", line, err)
+			}
+			return 0, 1, end, true
 		}, "leaves the pod", ""},
 
 		{"unix connection not accepted", func(t *testing.T) (int, int, func(), bool) {

@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"fmt"
+	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -82,11 +83,12 @@ const insideRemedy = "close it, or start the program with its input and output i
 // reported at once.
 func (s *survey) noteUnix(d descriptor, fd int, foreign bool) error {
 	if foreign {
-		who := "an unknown process"
-		if peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil && peer.Pid > 0 {
-			who = hostProcess(int(peer.Pid))
+		// It tells who connected; 0 is a process outside of our pid namespace.
+		peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil {
+			return fmt.Errorf("asking a socket for its peer: %w", err)
 		}
-		s.leavesPod(d, who)
+		s.leavesPod(d, int(peer.Pid))
 		return nil
 	}
 	var st unix.Stat_t
@@ -99,13 +101,21 @@ func (s *survey) noteUnix(d descriptor, fd int, foreign bool) error {
 	return nil
 }
 
-func (s *survey) leavesPod(d descriptor, who string) {
-	s.blockNow(d.process, d.number, "has a unix connection that leaves the pod, to "+who,
+// leavesPod reports a unix connection to a process of the host, which is 0 if it
+// is not known.
+func (s *survey) leavesPod(d descriptor, peer int) {
+	if peer == os.Getpid() {
+		return // the caller's own, see Preflight
+	}
+	s.blockNow(d.process, d.number, "has a unix connection that leaves the pod, to "+hostProcess(peer),
 		"close it, use TCP, or run both ends in the pod")
 }
 
 // hostProcess names a process of the host.
 func hostProcess(pid int) string {
+	if pid == 0 {
+		return "an unknown process"
+	}
 	if stat, err := readStat(pid); err == nil {
 		return fmt.Sprintf("%s (process %d of the host)", stat.program, pid)
 	}
@@ -216,12 +226,7 @@ func (s *survey) checkUnixSockets() error {
 	}
 	for link, descriptors := range outside {
 		for _, d := range descriptors {
-			holder, ok := holders[link]
-			if !ok {
-				// A podd closes its connections to the pod before a dump.
-				holder = "an unknown process"
-			}
-			s.leavesPod(d, holder)
+			s.leavesPod(d, holders[link])
 		}
 	}
 	return nil

@@ -13,6 +13,7 @@
 //
 //	program ROOT MEBIBYTES
 //	program wait
+//	program connect SOCKET
 package main
 
 import (
@@ -36,7 +37,12 @@ import (
 )
 
 func main() {
-	if os.Args[1] == "wait" {
+	if os.Args[1] == "connect" {
+		c, err := net.Dial("unix", os.Args[2])
+		fmt.Println("connected", err)
+		defer c.Close()
+	}
+	if os.Args[1] == "wait" || os.Args[1] == "connect" {
 		for {
 			syscall.Pause()
 		}
