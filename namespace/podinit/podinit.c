@@ -59,6 +59,7 @@ enum {
 	MAX_WORDS = 8192,        /* options and arguments of a session */
 	MAX_CLIENTS = 32,
 	MAX_GROUPS = 256,
+	MAX_ID = 32,
 	LOG_SEGMENTS = 4,        /* kept of each stream */
 	LINGER = 60,             /* seconds */
 	MAX_DRAINED = 64,        /* packets read after the end of the command: 1 MiB */
@@ -117,353 +118,9 @@ static int listener = -1, signals = -1;
 
 static void run_session(int client, char *request, size_t len) __attribute__((noreturn));
 
-/* ---- logs and the exit status ---- */
-
-static void path_in_dir(char path[static 256], const char *format, const char *name, long long n)
-{
-	int len = snprintf(path, 256, "%s/", opt.dir);
-	if (len < 256)
-		snprintf(path + len, 256 - len, format, name, n);
-}
-
-static void open_segment(struct output *o, off_t base)
-{
-	char path[256];
-
-	if (o->file >= 0)
-		close(o->file);
-	path_in_dir(path, "%s.%lld", o->log, base);
-	o->file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
-	o->base = base;
-	o->size = 0;
-	if (base >= LOG_SEGMENTS * opt.segment) {
-		path_in_dir(path, "%s.%lld", o->log, base - LOG_SEGMENTS * opt.segment);
-		unlink(path);
-	}
-}
-
-/* write_log drops what can't be stored: a full disk must not stop the command. */
-static void write_log(struct output *o, const char *data, size_t len)
-{
-	while (len > 0 && o->file >= 0) {
-		size_t room = opt.segment - o->size;
-		ssize_t n = write(o->file, data, len < room ? len : room);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return;
-		o->size += n;
-		data += n;
-		len -= n;
-		if (o->size >= opt.segment)
-			open_segment(o, o->base + opt.segment);
-	}
-}
-
-/* finish records how the main command ended and ends the pod. */
-static void __attribute__((noreturn)) finish(int code)
-{
-	char temporary[256], path[256];
-
-	path_in_dir(temporary, "%s", "exit.tmp", 0);
-	path_in_dir(path, "%s", "exit", 0);
-	unlink(temporary);
-	int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-	if (fd >= 0) {
-		dprintf(fd, "%d\n", code);
-		close(fd);
-		rename(temporary, path);
-	}
-	_exit(code);
-}
-
-/* fail ends this process because of its own trouble; the user finds why where the errors of the command are. */
-static void __attribute__((noreturn)) fail(const char *what)
-{
-	char text[512];
-	int len = snprintf(text, sizeof text, "rpodinit: %s: %s\n", what, strerror(errno));
-
-	if (len >= (int)sizeof text)
-		len = sizeof text - 1;
-	if (opt.id) {
-		send(clients[0].fd, text, len, MSG_NOSIGNAL);
-		send(clients[0].fd, "x125", 4, MSG_NOSIGNAL);
-		_exit(EXIT_SETUP);
-	}
-	write_log(&outputs[opt.tty ? 0 : 1], text + 1, len - 1);
-	finish(EXIT_SETUP);
-}
-
-/* ---- the command ---- */
-
-static void make_pipe(int ends[2], int ours)
-{
-	if (pipe2(ends, O_CLOEXEC) < 0)
-		fail("creating a pipe");
-	/* The command may open it again by the name of /dev/stdout: it must own it. */
-	if (fchown(ends[0], opt.uid, opt.gid) < 0)
-		fail("giving a pipe to the user");
-	fcntl(ends[ours], F_SETFL, O_NONBLOCK);
-}
-
-static int open_terminal(void)
-{
-	int unlock = 0;
-	int master = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
-	if (master < 0)
-		fail("opening /dev/ptmx");
-	if (ioctl(master, TIOCSPTLCK, &unlock) < 0)
-		fail("unlocking a terminal");
-	int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-	if (slave < 0)
-		fail("opening a terminal");
-	if (fchown(slave, opt.uid, -1) < 0)
-		fail("giving the terminal to the user");
-	ioctl(master, TIOCSWINSZ, &opt.window);
-	input = master;
-	outputs[0].fd = master;
-	return slave;
-}
-
-static void __attribute__((noreturn)) cant_execute(const char *what)
-{
-	int err = errno;
-
-	dprintf(2, "podinit: %s: %s\n", what, strerror(err));
-	_exit(err == ENOENT ? EXIT_NOT_FOUND : EXIT_CANT_EXECUTE);
-}
-
-/* execute becomes the command, in the child. */
-static void __attribute__((noreturn)) execute(int in, int out, int err, int started[2])
-{
-	sigset_t none;
-
-	setsid();
-	if (opt.tty)
-		ioctl(in, TIOCSCTTY, 0);
-	close(started[0]);
-	close(started[1]);
-	/* None of the three is below 3: podinit keeps /dev/null there. */
-	dup2(in, 0);
-	dup2(out, 1);
-	dup2(err, 2);
-	signal(SIGPIPE, SIG_DFL);
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	umask(022);
-	if (setgroups(opt.ngroups, opt.groups) < 0 || setresgid(opt.gid, opt.gid, opt.gid) < 0 ||
-	    setresuid(opt.uid, opt.uid, opt.uid) < 0)
-		cant_execute("changing to the user");
-	if (chdir(opt.cwd) < 0) {
-		dprintf(2, "podinit: working directory %s: %s\n", opt.cwd, strerror(errno));
-		_exit(EXIT_CANT_EXECUTE);
-	}
-	execvp(opt.command[0], opt.command);
-	cant_execute(opt.command[0]);
-}
-
-static void start_command(void)
-{
-	int in[2] = { -1, -1 }, out[2] = { -1, -1 }, err[2] = { -1, -1 }, started[2];
-	char none;
-
-	if (opt.tty) {
-		in[0] = out[1] = err[1] = open_terminal();
-	} else {
-		make_pipe(out, 0);
-		make_pipe(err, 0);
-		outputs[0].fd = out[0];
-		outputs[1].fd = err[0];
-		if (opt.stdin) {
-			make_pipe(in, 1);
-			input = in[1];
-		} else if ((in[0] = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0) {
-			fail("opening /dev/null");
-		}
-	}
-	if (pipe2(started, O_CLOEXEC) < 0 || (command = fork()) < 0)
-		fail("starting the command");
-	if (command == 0)
-		execute(in[0], out[1], err[1], started);
-	/* From here on it can be signalled as a group. */
-	close(started[1]);
-	if (read(started[0], &none, 1) != 0)
-		fail("starting the command");
-	close(started[0]);
-	close(in[0]);
-	if (!opt.tty) {
-		close(out[1]);
-		close(err[1]);
-	}
-}
-
-/* ---- clients ---- */
-
-static bool acknowledge(struct client *c)
-{
-	char text[32];
-
-	if (c->accepted != c->acknowledged) {
-		int n = snprintf(text, sizeof text, "a%lu", c->accepted);
-		if (send(c->fd, text, n, MSG_NOSIGNAL) < 0 && errno == EAGAIN)
-			return false;
-		c->acknowledged = c->accepted;
-	}
-	return true;
-}
-
-static void drop(struct client *c)
-{
-	acknowledge(c); /* transmit leaves room for it */
-	close(c->fd);
-	c->fd = -1;
-}
-
-/* crowded reports whether c has so much to read that only a last acknowledgement may still be sent. */
-static bool crowded(const struct client *c)
-{
-	int queued = 0, limit = 0;
-	socklen_t len = sizeof limit;
-
-	ioctl(c->fd, SIOCOUTQ, &queued);
-	getsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, &limit, &len);
-	return queued > limit / 2;
-}
-
-static void listen_at(const char *name)
-{
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	char path[256];
-
-	path_in_dir(path, "%s.sock", name, 0);
-	if (strlen(path) >= sizeof address.sun_path) {
-		errno = ENAMETOOLONG;
-		fail("making the socket");
-	}
-	strcpy(address.sun_path, path);
-	unlink(path);
-	listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	mode_t before = umask(0177);
-	if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 16) < 0)
-		fail("making the socket");
-	umask(before);
-}
-
-static void accept_client(void)
-{
-	struct ucred peer;
-	socklen_t len = sizeof peer;
-	int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-
-	if (fd < 0)
-		return;
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 || peer.uid != 0) {
-		close(fd);
-		return;
-	}
-	/* A session has one client; a new one takes the place of the old. */
-	if (opt.id && clients[0].fd >= 0)
-		drop(&clients[0]);
-	for (struct client *c = clients; c < clients + (opt.id ? 1 : MAX_CLIENTS); c++)
-		if (c->fd < 0) {
-			*c = (struct client){ .fd = fd };
-			return;
-		}
-	close(fd);
-}
-
-static void start_session(struct client *c, char *request, size_t len)
-{
-	pid_t pid = fork();
-
-	if (pid == 0)
-		run_session(c->fd, request, len);
-	if (pid < 0) {
-		char text[128];
-		int n = snprintf(text, sizeof text, "rpodinit: starting a session: %s\n", strerror(errno));
-		send(c->fd, text, n, MSG_NOSIGNAL);
-		send(c->fd, "x125", 4, MSG_NOSIGNAL);
-	}
-	drop(c);
-}
-
-static bool room_for_input(void)
-{
-	return sizeof pending_input - pending_input_len >= MAX_DATA;
-}
-
-static void receive(struct client *c)
-{
-	static char buf[1 + MAX_REQUEST + 1];
-	struct winsize window = { 0 };
-	ssize_t n = recv(c->fd, buf, sizeof buf - 1, MSG_TRUNC);
-
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n <= 0 || n > 1 + MAX_REQUEST) {
-		drop(c);
-		return;
-	}
-	buf[n] = '\0';
-	switch (buf[0]) {
-	case 's':
-		if (!opt.id)
-			start_session(c, buf + 1, n - 1);
-		break;
-	case 'i':
-		if ((size_t)n - 1 > sizeof pending_input - pending_input_len) {
-			drop(c); /* it was told to send no more than MAX_DATA at once */
-			break;
-		}
-		if (input >= 0 && !end_of_input) {
-			memcpy(pending_input + pending_input_len, buf + 1, n - 1);
-			pending_input_len += n - 1;
-		}
-		c->accepted += n - 1;
-		break;
-	case 'e':
-		end_of_input = true;
-		break;
-	case 'w':
-		if (opt.tty && sscanf(buf + 1, "%hu %hu", &window.ws_row, &window.ws_col) == 2)
-			ioctl(input, TIOCSWINSZ, &window);
-		break;
-	case 'h':
-		if (opt.id && status < 0)
-			kill(-command, SIGHUP);
-		break;
-	}
-}
-
-static void __attribute__((noreturn)) leave_session(void)
-{
-	char path[256];
-
-	path_in_dir(path, "session-%s.sock", opt.id, 0);
-	unlink(path);
-	_exit(0);
-}
-
-/* transmit sends c what waits for it. It returns false if c must read first. */
-static bool transmit(struct client *c)
-{
-	if (crowded(c))
-		return false;
-	if (packet_len > 0) {
-		if (send(c->fd, packet, packet_len, MSG_NOSIGNAL) < 0) {
-			if (errno == EAGAIN)
-				return false;
-			drop(c); /* the packet is for the next one */
-			return true;
-		}
-		packet_len = 0;
-		if (last_packet)
-			leave_session();
-	}
-	return acknowledge(c);
-}
-
-/* ---- data ---- */
+#include "log.h"
+#include "command.h"
+#include "client.h"
 
 /* read_output returns false if there is nothing to be had now. */
 static bool read_output(struct output *o)
@@ -498,40 +155,6 @@ static void write_input(void)
 		memmove(pending_input, pending_input + n, pending_input_len);
 	}
 }
-
-/* ---- signals ---- */
-
-static void block_signals(void)
-{
-	/* The effects of podinit's own doing are not passed on. SIGPIPE, if blocked, would not be ignored. */
-	static const int own[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS, SIGPIPE };
-	sigset_t set;
-
-	sigfillset(&set);
-	for (size_t i = 0; i < sizeof own / sizeof *own; i++)
-		sigdelset(&set, own[i]);
-	signal(SIGPIPE, SIG_IGN);
-	sigprocmask(SIG_SETMASK, &set, NULL);
-	signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
-	if (signals < 0)
-		fail("creating a signalfd");
-}
-
-static void take_signals(void)
-{
-	struct signalfd_siginfo info;
-	int ended;
-	pid_t pid;
-
-	while (read(signals, &info, sizeof info) == sizeof info)
-		if (info.ssi_signo != SIGCHLD && status < 0)
-			kill(command, info.ssi_signo);
-	while ((pid = waitpid(-1, &ended, WNOHANG)) > 0)
-		if (pid == command)
-			status = WIFSIGNALED(ended) ? 128 + WTERMSIG(ended) : WEXITSTATUS(ended);
-}
-
-/* ---- the loop ---- */
 
 static time_t now(void)
 {
@@ -625,8 +248,6 @@ static void serve(void)
 	}
 }
 
-/* ---- start ---- */
-
 static void parse_groups(const char *list)
 {
 	for (char *end; *list && opt.ngroups < MAX_GROUPS; list = *end ? end + 1 : end) {
@@ -705,7 +326,7 @@ static void run_session(int client, char *request, size_t len)
 	setsid();
 
 	/* Options and environment point into it for good; the buffer it came in gets other packets. */
-	char *copy = malloc(len);
+	char *copy = calloc(1, len + 1);
 	if (!copy)
 		fail("the request for a session");
 	memcpy(copy, request, len);
@@ -713,8 +334,10 @@ static void run_session(int client, char *request, size_t len)
 	for (char *word = copy; word < copy + len && n < MAX_WORDS; word += strlen(word) + 1)
 		words[n++] = word;
 	errno = EINVAL;
-	if (!parse_options(words) || !*opt.id || strchr(opt.id, '/'))
+	if (!parse_options(words) || !*opt.id || strlen(opt.id) > MAX_ID || strchr(opt.id, '/')) {
+		opt.id = "";
 		fail("the request for a session");
+	}
 	snprintf(name, sizeof name, "session-%s", opt.id);
 	block_signals();
 	listen_at(name);
