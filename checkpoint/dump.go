@@ -336,4 +336,3 @@ func (d *Dump) hold(ctx context.Context, result *DumpResult, pages chan pagesRes
 	d.log.Debug("pod is dumped and held", "freeze", result.Freeze, "dump", result.Dump, "pages", result.Pages.Pages)
 	return nil
 }
-

@@ -330,4 +330,3 @@ func (s *survey) checkMappings(p process) error {
 	}
 	return lines.Err()
 }
-

@@ -149,4 +149,3 @@ func namespacePIDs(pid int) ([]int, error) {
 	}
 	return nil, fmt.Errorf("process %d has no NSpid in its status", pid)
 }
-

@@ -221,4 +221,3 @@ func (r *Restore) adopt(pid int) error {
 	r.pid, r.initFD = pid, os.NewFile(uintptr(fd), "pidfd")
 	return nil
 }
-
