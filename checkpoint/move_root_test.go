@@ -61,6 +61,7 @@ func (m *move) commit(t *testing.T) {
 	t.Logf("from freeze to run %v", time.Since(m.result.FrozenAt))
 	must(t, m.dump.Commit(t.Context()))
 	t.Cleanup(func() {
+		m.restore.Close()
 		if err := m.restore.kill(); err != nil {
 			t.Error(err)
 		}
