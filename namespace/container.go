@@ -309,6 +309,11 @@ func (c *Container) ExternalMounts() map[string]string {
 		// A pod that comes from a host with version 2 has a mount there.
 		external[cgroupRoot] = c.paths.masked
 	}
+	if c.record.Image.Name == image.HostName {
+		for _, dir := range bound {
+			external[dir] = dir
+		}
+	}
 	for _, masked := range maskedFiles {
 		external[masked] = filepath.Join(c.paths.volatile, "dev/null")
 	}

@@ -23,13 +23,29 @@ import (
 //     directory not open to everyone is empty. That covers passwords, host
 //     keys, private keys, logs, mail, databases and what nobody thought of.
 //
-// It is done by whiteouts and opaque directories in the upper layer.
+// It is done by whiteouts and opaque directories in the upper layer, which are
+// made once for each host the pod comes to. What the host keeps private in a
+// public directory later on is protected by its permissions only, so not from the
+// root of a pod.
+//
+// Overlay does not show what is mounted on the host's file system. Where /usr or
+// /opt is a mount of its own it is bound in, read-only; a separate /var is not.
 
 // userland are the entries of the host's / that a pod sees.
 var userland = []string{"bin", "sbin", "lib", "lib32", "lib64", "libx32", "libo32", "usr", "etc", "opt", "var"}
 
 // scanned are the directories searched for what is not for everyone.
 var scanned = []string{"/etc", "/opt", "/var"}
+
+// bound are the directories that are bound in where they are mounts.
+var bound = []string{"/usr", "/opt"}
+
+// isMount reports whether a file system is mounted at path.
+func isMount(path string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_NO_AUTOMOUNT, 0, &st)
+	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+}
 
 // hostKeys are the names of the keys the host is known by, public halves too: a
 // pod that runs sshd has its own.
@@ -56,6 +72,9 @@ type hidden struct {
 // the pod itself has put there, on another host, stays. The search was done by
 // Prepare: it takes tens of milliseconds, and a pod that moves is frozen now.
 func (c *Container) hideHost() error {
+	if c.hidden == nil {
+		return errors.New("it is not known what to hide: Mount must follow Prepare")
+	}
 	upper, err := openDir(c.paths.upper)
 	if err != nil {
 		return err

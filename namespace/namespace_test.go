@@ -113,6 +113,14 @@ func TestExternalMounts(t *testing.T) {
 	}
 }
 
+func TestIsMount(t *testing.T) {
+	for path, want := range map[string]bool{"/proc": true, "/proc/self": false, t.TempDir(): false, "/no/such": false} {
+		if got := isMount(path); got != want {
+			t.Errorf("%s: %v", path, got)
+		}
+	}
+}
+
 // segments writes a log in segments of the given size, without the first ones.
 func segments(t *testing.T, text string, size, drop int) *logStream {
 	t.Helper()

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"podd/namespace/image"
 	"podd/pod"
 )
 
@@ -53,6 +54,13 @@ func (c *Container) binds() []*configs.Mount {
 		bind(filepath.Join(c.paths.volatile, "dev"), "/dev", unix.MS_NOSUID),
 		bind(filepath.Join(c.paths.volatile, "tmp"), "/tmp", noAccess),
 		bind(filepath.Join(c.paths.volatile, "run"), "/run", noAccess),
+	}
+	if c.record.Image.Name == image.HostName {
+		for _, dir := range bound {
+			if isMount(dir) {
+				mounts = append(mounts, bind(dir, dir, unix.MS_NODEV|unix.MS_RDONLY))
+			}
+		}
 	}
 	if cgroups.IsCgroup2UnifiedMode() {
 		// The pod's own part of the hierarchy, so that programs find their limits.
