@@ -20,6 +20,7 @@ import (
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
 	"podd/api/podd/v1/poddv1connect"
+	"podd/checkpoint"
 	"podd/pod"
 	"podd/version"
 )
@@ -93,9 +94,16 @@ func (d *Daemon) checkMove(ctx context.Context, name, target string) (*moveCheck
 
 // checkSource looks at the pod itself.
 func (d *Daemon) checkSource(ctx context.Context, p *localPod, check *moveCheck) error {
-	var err error
-	if _, running := p.container.PID(); !running {
+	pid, running := p.container.PID()
+	if !running {
 		return fmt.Errorf("pod %s: %w: its main command has ended", p.name, pod.ErrPhase)
+	}
+	var err error
+	check.blockers, err = checkpoint.Preflight(ctx, pid, checkpoint.PreflightOptions{
+		Cgroup: p.container.FreezerDir(), ExternalMounts: keys(p.container.ExternalMounts()),
+	})
+	if err != nil {
+		return err
 	}
 	network, err := d.net(ctx)
 	if err != nil {
