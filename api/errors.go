@@ -44,7 +44,7 @@ func ErrorToConnect(err error) error {
 }
 
 // remoteError is an error that came over the network: the other side's words,
-// and the sentinel its code stands for.
+// and the sentinel its code stands for, or else its cause.
 type remoteError struct {
 	message  string
 	sentinel error
@@ -54,7 +54,8 @@ func (e *remoteError) Error() string { return e.message }
 func (e *remoteError) Unwrap() error { return e.sentinel }
 
 // ErrorFromConnect is the reverse of ErrorToConnect: the result has the other
-// side's text and matches the sentinel by errors.Is.
+// side's text and matches the sentinel by errors.Is. One that arose on this side
+// still matches its cause, such as the io.EOF at the end of a stream.
 func ErrorFromConnect(err error) error {
 	var coded *connect.Error
 	if err == nil || !errors.As(err, &coded) {
@@ -69,5 +70,5 @@ func ErrorFromConnect(err error) error {
 		}
 		return &remoteError{message: coded.Message(), sentinel: c.sentinel}
 	}
-	return errors.New(coded.Message())
+	return &remoteError{message: coded.Message(), sentinel: coded.Unwrap()}
 }
