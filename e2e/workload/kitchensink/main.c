@@ -8,10 +8,10 @@
  * DIR/check to exist. Then it prints "ok NAME" or "FAIL NAME: why" for each and
  * "done N ok M failed", and exits with 0 if M is 0, else 1.
  *
- * With -p it listens on PORT, prints "listening" and waits for a peer before
- * "ready". A peer prints "ready" when its connections are made and waits for
- * its own trigger (DIR/check-peer or SIGUSR1): both must be triggered, as they
- * check together.
+ * With -p it listens on PORT (0: any), prints "listening PORT" and waits for a
+ * peer before "ready". A peer prints "ready" when its connections are made and
+ * waits for its own trigger (DIR/check-peer or SIGUSR1): both must be triggered,
+ * as they check together.
  */
 #define _GNU_SOURCE
 #include "sink.h"
