@@ -73,7 +73,7 @@ the exit code is 0 if it can and 1 if it can't.`,
 // move moves a pod, shows how it goes and prints the receipt.
 func (p *podctl) move(ctx context.Context, client *client, f format, name, target string, quiet bool) error {
 	display := p.newProgress(f, quiet)
-	display.begin(name, target)
+	display.heading = fmt.Sprintf("moving %s to %s", name, target)
 	id, result, err := client.follow(ctx, name, target, display)
 	failed := err != nil || result.GetState() == string(pod.MoveAborted)
 	display.finish(failed)

@@ -21,6 +21,8 @@ const (
 // written when the next stage begins.
 type progress struct {
 	w io.Writer
+	// heading is written when the first stage begins.
+	heading string
 	// now is the clock.
 	now func() time.Time
 	// live redraws in place, hidden shows nothing.
@@ -40,13 +42,6 @@ type progressRow struct {
 	failed       bool
 }
 
-// begin writes the heading.
-func (p *progress) begin(name, target string) {
-	if !p.hidden {
-		fmt.Fprintf(p.w, "moving %s to %s\n", name, target)
-	}
-}
-
 // update takes in what podd says about a stage.
 func (p *progress) update(stage pod.Stage, bytes, total int64) {
 	row := p.row(stage)
@@ -60,6 +55,9 @@ func (p *progress) row(stage pod.Stage) *progressRow {
 		if p.rows[i].stage == stage {
 			return &p.rows[i]
 		}
+	}
+	if len(p.rows) == 0 && !p.hidden {
+		fmt.Fprintln(p.w, p.heading)
 	}
 	p.endLast(false)
 	p.rows = append(p.rows, progressRow{stage: stage, begun: p.now()})

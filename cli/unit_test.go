@@ -316,7 +316,6 @@ func golden(t *testing.T, name string) string {
 
 // showMove plays a move to a display.
 func showMove(p *progress, c *clock) {
-	p.begin("alice", "b")
 	p.update(pod.StagePreflight, 0, 0)
 	c.ms(12)
 	p.update(pod.StageReserve, 0, 0)
@@ -348,6 +347,7 @@ func TestProgressGolden(t *testing.T) {
 			var out bytes.Buffer
 			c := &clock{at: time.Unix(0, 0)}
 			display := test.display
+			display.heading = "moving alice to b"
 			display.w, display.now = &out, c.now
 			showMove(&display, c)
 			got := strings.NewReplacer("\x1b", "^[", "\r", "^M").Replace(out.String())

@@ -1,6 +1,6 @@
 # bash completion for podctl
 _podctl() {
-	local words=() word joined= cur line value
+	local words=() word joined='' cur line value
 	COMPREPLY=()
 	# bash takes "--flag=value" apart: put it together again.
 	for word in "${COMP_WORDS[@]:1:COMP_CWORD}"; do
@@ -9,7 +9,7 @@ _podctl() {
 		else
 			words+=("$word")
 		fi
-		if [[ $word == "=" ]]; then joined=yes; else joined=; fi
+		if [[ $word == "=" ]]; then joined=yes; else joined=''; fi
 	done
 	cur=${words[${#words[@]} - 1]}
 	while IFS= read -r line; do

@@ -6,7 +6,7 @@ function __podctl_complete
             case ':files'
                 __fish_complete_path (commandline -ct)
             case ':commands'
-                __fish_complete_command
+                complete -C (commandline -ct)
             case '*'
                 echo $line
         end
