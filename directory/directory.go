@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -60,6 +61,9 @@ type Directory struct {
 	// finishedMoves bounds the journal; a field so that a test need not make
 	// a thousand moves.
 	finishedMoves int
+	// ahead holds, by move, what ReadAhead has read. aheadMu guards it.
+	aheadMu sync.Mutex
+	ahead   map[string]*moveRecords
 }
 
 // Open connects to the directory and checks that it answers. The error wraps
@@ -75,6 +79,7 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 		log:           o.Log,
 		allocating:    make(chan struct{}, 1),
 		finishedMoves: maxFinishedMoves,
+		ahead:         map[string]*moveRecords{},
 	}
 	if d.timeout == 0 {
 		d.timeout = DefaultTimeout

@@ -268,31 +268,74 @@ func (d *Directory) AbortMove(ctx context.Context, id string, stage pod.Stage, c
 // errAlready says that the move is decided as asked.
 var errAlready = errors.New("already decided")
 
+// moveRecords are a move and its pod as they are stored, at one revision.
+type moveRecords struct{ move, pod *mvccpb.KeyValue }
+
+// readMove reads a move and its pod; the pod is nil when its record is gone.
+func (d *Directory) readMove(ctx context.Context, id string) (*moveRecords, error) {
+	resp, err := d.etcd.Get(ctx, movePrefix+id)
+	if err != nil {
+		return nil, err
+	}
+	r := &moveRecords{move: first(resp)}
+	m, err := decodeMove(id, r.move)
+	if err != nil {
+		return nil, err
+	}
+	// The pod as it was at that revision: a pod that is newer than the move
+	// would tell a story that never was.
+	resp, err = d.etcd.Get(ctx, podPrefix+m.Pod, clientv3.WithRev(resp.Header.Revision))
+	if err != nil {
+		return nil, err
+	}
+	r.pod = first(resp)
+	return r, nil
+}
+
+// ReadAhead reads what the next CommitMove or AbortMove of the move from here
+// will compare, so that it is one round trip instead of three: a pod is frozen
+// meanwhile. If the records change before, that one reads them again.
+func (d *Directory) ReadAhead(ctx context.Context, id string) error {
+	r, err := d.readMove(ctx, id)
+	if err != nil {
+		return d.explain(ctx, "reading move "+id, err)
+	}
+	d.aheadMu.Lock()
+	defer d.aheadMu.Unlock()
+	d.ahead[id] = r
+	return nil
+}
+
+// takeAhead returns what ReadAhead has read, once; nil if it did not.
+func (d *Directory) takeAhead(id string) *moveRecords {
+	d.aheadMu.Lock()
+	defer d.aheadMu.Unlock()
+	r := d.ahead[id]
+	delete(d.ahead, id)
+	return r
+}
+
 // decide changes a move and its pod together. change gets a nil pod when the
 // record is gone.
 func (d *Directory) decide(ctx context.Context, id, what string, change func(*pod.Move, *pod.Pod) error) error {
-	moveKey := movePrefix + id
+	// What was read ahead serves for the first attempt only.
+	ahead := d.takeAhead(id)
 	return d.retry(ctx, what+" move "+id, func(ctx context.Context) error {
-		resp, err := d.etcd.Get(ctx, moveKey)
+		r := ahead
+		ahead = nil
+		if r == nil {
+			var err error
+			if r, err = d.readMove(ctx, id); err != nil {
+				return err
+			}
+		}
+		m, err := decodeMove(id, r.move)
 		if err != nil {
 			return err
 		}
-		moveKV := first(resp)
-		m, err := decodeMove(id, moveKV)
-		if err != nil {
-			return err
-		}
-		// The pod as it was at that revision: a pod that is newer than the
-		// move would tell a story that never was.
-		podKey := podPrefix + m.Pod
-		resp, err = d.etcd.Get(ctx, podKey, clientv3.WithRev(resp.Header.Revision))
-		if err != nil {
-			return err
-		}
-		podKV := first(resp)
 		var p *pod.Pod
-		if podKV != nil {
-			if p, err = decode[pod.Pod](podKV); err != nil {
+		if r.pod != nil {
+			if p, err = decode[pod.Pod](r.pod); err != nil {
 				return err
 			}
 		}
@@ -302,13 +345,14 @@ func (d *Directory) decide(ctx context.Context, id, what string, change func(*po
 			}
 			return err
 		}
+		moveKey, podKey := movePrefix+id, podPrefix+m.Pod
 		changes := []clientv3.Op{put(moveKey, m)}
 		if p != nil {
 			changes = append(changes, put(podKey, p))
 		}
 		// Both records as they were read: the move is still running, the pod
 		// still at the epoch and with the binding that moves.
-		return d.write(ctx, []clientv3.Cmp{unchanged(moveKey, moveKV), unchanged(podKey, podKV)}, changes...)
+		return d.write(ctx, []clientv3.Cmp{unchanged(moveKey, r.move), unchanged(podKey, r.pod)}, changes...)
 	})
 }
 

@@ -263,3 +263,51 @@ func TestMoveUnknown(t *testing.T) {
 	wantErr(t, d.AbortMove(t.Context(), "none", pod.StageDump, nil), pod.ErrNotFound)
 	wantErr(t, d.SetHeld(t.Context(), "none", true), pod.ErrNotFound)
 }
+
+// TestReadAhead: what was read ahead decides if it still holds, and is read
+// again if it does not.
+func TestReadAhead(t *testing.T) {
+	d := newDirectory(t)
+	ctx := t.Context()
+	for name, between := range map[string]func(t *testing.T, m *pod.Move){
+		"unchanged": func(*testing.T, *pod.Move) {},
+		"changed": func(t *testing.T, m *pod.Move) {
+			if err := d.SetMoveStage(ctx, m.ID, pod.StageRestore); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			running(t, d, name, "a")
+			m := begin(t, d, name, "b")
+			if err := d.ReadAhead(ctx, m.ID); err != nil {
+				t.Fatal(err)
+			}
+			between(t, m)
+			if err := d.CommitMove(ctx, m.ID); err != nil {
+				t.Fatal(err)
+			}
+			if p, err := d.Pod(ctx, name); err != nil || p.Binding.Host != "b" {
+				t.Errorf("pod %+v, error %v", p, err)
+			}
+		})
+	}
+	t.Run("aborted", func(t *testing.T) {
+		running(t, d, "aborted", "a")
+		m := begin(t, d, "aborted", "b")
+		if err := d.ReadAhead(ctx, m.ID); err != nil {
+			t.Fatal(err)
+		}
+		other, err := Open(ctx, Options{Endpoints: d.etcd.Endpoints(), Log: testLog(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		if err := other.AbortMove(ctx, m.ID, pod.StageRestore, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.CommitMove(ctx, m.ID); !errors.Is(err, ErrAborted) {
+			t.Errorf("got %v, want ErrAborted", err)
+		}
+	})
+}

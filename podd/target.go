@@ -196,7 +196,11 @@ func (m *targetMove) finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if m.pid, err = m.restore.Run(ctx); err != nil {
+	// Nobody changes the records while the pod is frozen.
+	ahead := make(chan error, 1)
+	go func() { ahead <- m.d.dir.ReadAhead(ctx, m.move.ID) }()
+	m.pid, err = m.restore.Run(ctx)
+	if err := errors.Join(err, <-ahead); err != nil {
 		return err
 	}
 	restored := time.Since(begin)
