@@ -212,7 +212,11 @@ func (p *podctl) complete(ctx context.Context, words []string) []candidate {
 		fallthrough // "move" has subcommands and arguments
 	default:
 		if n := len(a.command.completes); n > 0 {
-			all = append(all, a.command.completes[min(len(a.args), n-1)](ctx, p)...)
+			at := len(a.args)
+			if inner := a.command.inner; inner > 0 && at >= inner && a.args[inner-1] == "--" {
+				at-- // stands before the inner command and is no word of it
+			}
+			all = append(all, a.command.completes[min(at, n-1)](ctx, p)...)
 		}
 	}
 	var out []candidate
