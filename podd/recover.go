@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"podd/checkpoint"
@@ -37,11 +41,14 @@ func (d *Daemon) recover(ctx context.Context) error {
 		}
 		epoch := record.Binding.Epoch
 		wanted[incarnation{record.Name(), epoch}] = true
-		if err := d.recoverPod(ctx, record); err != nil {
+		if err := d.recoverPod(ctx, view, record); err != nil {
 			d.log.Error("taking over a pod failed", "pod", record.Name(), "error", err)
 		}
 	}
 	if err := d.removeLeftovers(ctx, wanted); err != nil {
+		return err
+	}
+	if err := d.removeImages(); err != nil {
 		return err
 	}
 	return d.finishMoves(ctx, view)
@@ -83,7 +90,7 @@ func (d *Daemon) finishMoves(ctx context.Context, view *directory.View) error {
 }
 
 // recoverPod takes over one pod that the directory says is here.
-func (d *Daemon) recoverPod(ctx context.Context, record *pod.Pod) error {
+func (d *Daemon) recoverPod(ctx context.Context, view *directory.View, record *pod.Pod) error {
 	name, epoch := record.Name(), record.Binding.Epoch
 	log := d.log.With("pod", name)
 	switch record.Phase {
@@ -105,7 +112,22 @@ func (d *Daemon) recoverPod(ctx context.Context, record *pod.Pod) error {
 	if err != nil {
 		return d.recordEnd(ctx, record, nil)
 	}
+	images, err := d.unusedImages(view, record)
+	if err != nil {
+		return err
+	}
+	if images != "" {
+		// CRIU, which held the restored pod, ends when podd does and takes the
+		// pod along, unless that was let go already.
+		if err := awaitCRIU(ctx, container.FreezerDir()); err != nil {
+			return err
+		}
+	}
 	pid, running := container.PID()
+	if !running && images != "" {
+		log.Warn("restoring a pod whose move here was committed when podd stopped")
+		return d.restoreCommitted(ctx, container, images)
+	}
 	if !running {
 		return d.recordEnd(ctx, record, container)
 	}
@@ -205,4 +227,110 @@ func (d *Daemon) removeLeftovers(ctx context.Context, wanted map[incarnation]boo
 		paths[d.netnsPath(i.name, i.epoch)] = true
 	}
 	return network.Reconcile(d.netnsDir(), paths)
+}
+
+// unusedImages finds the images of a pod that was committed to this host but
+// did not get to run; empty if there are none.
+func (d *Daemon) unusedImages(view *directory.View, record *pod.Pod) (string, error) {
+	for _, move := range view.Moves {
+		if move.Pod != record.Name() || move.Next != record.Binding || move.State == pod.MoveAborted {
+			continue
+		}
+		images := d.targetImages(move.ID)
+		_, err := os.Stat(images)
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", nil
+		}
+		if err != nil {
+			return "", fmt.Errorf("looking for the pod's images: %w", err)
+		}
+		return images, nil
+	}
+	return "", nil
+}
+
+// criuPoll is how often it is looked whether a CRIU that lost its podd has ended.
+const criuPoll = 10 * time.Millisecond
+
+// awaitCRIU waits until no CRIU is left in the cgroup at dir. It is there from
+// before a restore until after it, and ends by itself.
+func awaitCRIU(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	for {
+		found, err := hasCRIU(dir)
+		if err != nil || !found {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for CRIU to end: %w", ctx.Err())
+		case <-time.After(criuPoll):
+		}
+	}
+}
+
+func hasCRIU(dir string) (bool, error) {
+	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking for CRIU: %w", err)
+	}
+	for _, pid := range strings.Fields(string(procs)) {
+		// One that cannot be read has ended.
+		if comm, err := os.ReadFile("/proc/" + pid + "/comm"); err == nil && strings.TrimSpace(string(comm)) == "criu" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// restoreCommitted lets a pod run here from images that a move has left. Its
+// files and its network are still as the move made them.
+func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Container, images string) error {
+	if d.engine == nil {
+		return d.engineErr
+	}
+	network, err := d.net(ctx)
+	if err != nil {
+		return err
+	}
+	nsPath := d.netnsPath(container.Name(), container.Epoch())
+	if err := network.Block(nsPath); err != nil {
+		return err
+	}
+	restore, err := d.prepareRestore(ctx, container, network, images)
+	if err != nil {
+		return err
+	}
+	defer restore.Close()
+	pid, err := restore.Run(ctx)
+	if err != nil {
+		return err
+	}
+	if err := container.Adopt(pid); err != nil {
+		return errors.Join(err, restore.Abort())
+	}
+	if err := restore.Commit(ctx); err != nil {
+		return err
+	}
+	d.track(container.Name(), container.Epoch(), container)
+	return nil
+}
+
+// removeImages removes what moves before this start have left: nothing of it is
+// of use any more.
+func (d *Daemon) removeImages() error {
+	entries, err := os.ReadDir(d.imagesDir())
+	if err != nil {
+		return fmt.Errorf("looking for old images: %w", err)
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(d.imagesDir(), e.Name())); err != nil {
+			return fmt.Errorf("removing old images: %w", err)
+		}
+	}
+	return nil
 }

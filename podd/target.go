@@ -166,24 +166,36 @@ func (m *targetMove) reserve(ctx context.Context, id string) error {
 		return err
 	}
 	m.sink = filesync.NewSink(fileTrees(m.container), filesync.Limits{}, m.log)
-	m.images = filepath.Join(m.d.imagesDir(), "target-"+id)
-	work := filepath.Join(m.images, "work")
-	if err := os.MkdirAll(work, 0o700); err != nil {
-		return fmt.Errorf("making a directory for images: %w", err)
-	}
-	m.restore, err = m.d.engine.PrepareRestore(ctx, checkpoint.RestoreOptions{
-		ImagesDir: m.images, WorkDir: work, Root: m.container.Root(), NetNS: nsPath,
-		ExternalMounts: m.container.ExternalMounts(),
-		Hooks: checkpoint.RestoreHooks{
-			JoinCgroup: m.container.JoinCgroup,
-			Release:    func() error { return network.Unblock(nsPath) },
-		},
-		Log: m.log,
-	})
-	if err != nil {
+	m.images = m.d.targetImages(id)
+	if m.restore, err = m.d.prepareRestore(ctx, m.container, network, m.images); err != nil {
 		return err
 	}
 	return m.send(&poddv1.TargetMessage{Message: &poddv1.TargetMessage_Reserved{Reserved: &poddv1.Reserved{}}})
+}
+
+// targetImages is where the images of a pod that comes here are kept. As long
+// as it is there the pod has not run here yet.
+func (d *Daemon) targetImages(move string) string {
+	return filepath.Join(d.imagesDir(), "target-"+move)
+}
+
+// prepareRestore starts CRIU for a pod whose images are, or will be, in the
+// directory images.
+func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Container, network *vnet.Network, images string) (*checkpoint.Restore, error) {
+	work := filepath.Join(images, "work")
+	if err := os.MkdirAll(work, 0o700); err != nil {
+		return nil, fmt.Errorf("making a directory for images: %w", err)
+	}
+	nsPath := d.netnsPath(container.Name(), container.Epoch())
+	return d.engine.PrepareRestore(ctx, checkpoint.RestoreOptions{
+		ImagesDir: images, WorkDir: work, Root: container.Root(), NetNS: nsPath,
+		ExternalMounts: container.ExternalMounts(),
+		Hooks: checkpoint.RestoreHooks{
+			JoinCgroup: container.JoinCgroup,
+			Release:    func() error { return network.Unblock(nsPath) },
+		},
+		Log: d.log.With("pod", container.Name()),
+	})
 }
 
 // finish restores, commits and lets the pod run.
@@ -228,9 +240,7 @@ func (m *targetMove) finish(ctx context.Context) error {
 	m.stage = pod.StageRelease
 	begin = time.Now()
 	// There is no way back: whatever fails now is reported and lived with.
-	if err := m.restore.Commit(context.WithoutCancel(ctx)); err != nil {
-		m.log.Error("letting the pod run failed", "error", err)
-	}
+	m.resume()
 	running := time.Since(begin)
 	// The source measures the freeze by these two, so they go first and
 	// together; if it has gone, the directory tells it.
@@ -244,6 +254,20 @@ func (m *targetMove) finish(ctx context.Context) error {
 	}
 	m.takeOver()
 	return nil
+}
+
+// resume lets the pod run. From then on its images are of the past.
+func (m *targetMove) resume() {
+	if err := m.restore.Commit(context.WithoutCancel(m.d.ctx)); err != nil {
+		m.log.Error("letting the pod run failed", "error", err)
+		return
+	}
+	past := m.images + "-done"
+	if err := os.Rename(m.images, past); err != nil {
+		m.log.Error("putting the images aside failed", "error", err)
+		return
+	}
+	m.images = past
 }
 
 // takeOver makes the restored pod one of this host's.
@@ -273,9 +297,7 @@ func (m *targetMove) fail(cause error) {
 		// The reply to the commit may have been lost.
 		m.committed = m.settle(cause)
 		if m.committed {
-			if err := m.restore.Commit(context.WithoutCancel(m.d.ctx)); err != nil {
-				m.log.Error("letting the pod run failed", "error", err)
-			}
+			m.resume()
 			m.takeOver()
 			return
 		}
