@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -182,40 +181,39 @@ func (s *survey) checkUnixSockets() error {
 	if len(s.sockets) == 0 {
 		return nil
 	}
-	var infos []*netlink.UnixDiagInfoResp
+	var sockets []unixSocket
 	err := inNetNS(fmt.Sprintf("/proc/%d/ns/net", s.init), func() error {
 		var err error
-		infos, err = netlink.UnixSocketDiagInfo()
+		sockets, err = unixSockets()
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("listing unix sockets: %w", err)
 	}
 	here := make(map[uint32]bool)
-	for _, i := range infos {
-		here[i.DiagMsg.INode] = true
+	for _, i := range sockets {
+		here[i.inode] = true
 	}
 	outside := make(map[string][]descriptor)
 	links := make(map[string]bool)
-	for _, i := range infos {
-		d, ok := s.sockets[i.DiagMsg.INode]
-		if !ok || i.Peer == nil {
+	for _, i := range sockets {
+		d, ok := s.sockets[i.inode]
+		if !ok || !i.connected {
 			continue
 		}
-		peer := *i.Peer
 		switch {
-		case peer == 0:
+		case i.peer == 0:
 			// Nobody has a descriptor of the peer: either it is closed, then
 			// nothing waits for it; or it is still in the queue of a listener.
-			if i.Queue != nil && i.Queue.WQueue > 0 {
+			if i.unread > 0 {
 				s.blockNow(d.process, d.number, "sent data over a unix connection that is not accepted yet",
 					"try again; if it remains, the program that listens is stuck")
 			}
-		case !here[peer]:
+		case !here[i.peer]:
 			// Unix sockets belong to the network namespace they were
 			// created in. One of the pod that is merely in flight, as
 			// a descriptor sent over another socket, is there.
-			link := fmt.Sprintf("socket:[%d]", peer)
+			link := fmt.Sprintf("socket:[%d]", i.peer)
 			outside[link] = append(outside[link], d)
 			links[link] = true
 		}
