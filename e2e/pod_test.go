@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -202,6 +203,7 @@ func reportLogs(t *testing.T) {
 				continue
 			}
 			log := strings.Split(strings.TrimSpace(string(data[sizes[node]:])), "\n")
+			log = slices.DeleteFunc(log, func(line string) bool { return strings.Contains(line, " component=etcd") })
 			t.Logf("the end of what %s logged during the test:\n%s", node, strings.Join(log[max(0, len(log)-lines):], "\n"))
 		}
 	})
