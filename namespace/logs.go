@@ -35,8 +35,9 @@ type LogOptions struct {
 	Follow bool
 }
 
-// Output is a piece of what the main command wrote: one of Stdout and Stderr.
-// Position is where the reader is after it.
+// Output is a piece of what the main command wrote: one of Stdout and Stderr,
+// neither in the first that Logs hands out. Position is where the reader is
+// after it.
 type Output struct {
 	Stdout, Stderr []byte
 	Position       Position
@@ -82,6 +83,10 @@ func (c *Container) Logs(ctx context.Context, opts LogOptions, emit func(Output)
 		if err != nil {
 			return fmt.Errorf("reading the log of %s: %w", c.id, err)
 		}
+	}
+	// First of all where the reader is, for one that has to begin anew.
+	if err := emit(Output{Position: Position{streams[0].pos, streams[1].pos}}); err != nil {
+		return err
 	}
 	for {
 		// Asked before reading: what is read after the end is all there is.

@@ -128,7 +128,8 @@ func (s *podService) Attach(ctx context.Context, stream *connect.BidiStream[podd
 			return err
 		}
 		return stream.Send(moved)
-	case errors.Is(err, pod.ErrPhase): // it has ended; what it wrote is there
+	case errors.Is(err, pod.ErrPhase), errors.Is(err, pod.ErrNotFound):
+		// It has ended, or its init is about to; what it wrote is there.
 	case err != nil:
 		return err
 	}
@@ -156,15 +157,18 @@ func (s *podService) Attach(ctx context.Context, stream *connect.BidiStream[podd
 	options := namespace.LogOptions{From: positionFromProto(start.GetFrom()), Follow: true}
 	err = container.Logs(follow, options, func(o namespace.Output) error {
 		response := &poddv1.AttachResponse{Position: positionToProto(o.Position)}
-		if o.Stdout != nil {
+		switch {
+		case o.Stdout != nil:
 			response.Response = &poddv1.AttachResponse_Stdout{Stdout: o.Stdout}
-		} else {
+		case o.Stderr != nil:
 			response.Response = &poddv1.AttachResponse_Stderr{Stderr: o.Stderr}
 		}
 		return stream.Send(response)
 	})
-	if ctx.Err() == nil && errors.Is(context.Cause(follow), namespace.ErrInterrupted) {
+	if session != nil {
 		moved.StdinAccepted = session.Accepted()
+	}
+	if ctx.Err() == nil && errors.Is(context.Cause(follow), namespace.ErrInterrupted) {
 		return stream.Send(moved)
 	}
 	if err != nil {
@@ -252,10 +256,16 @@ func (s *podService) Exec(ctx context.Context, stream *connect.BidiStream[poddv1
 }
 
 func openSession(ctx context.Context, container *namespace.Container, start *poddv1.ExecStart) (*namespace.Session, error) {
-	if id := start.GetSession(); id != "" {
-		return container.Session(ctx, id)
-	}
 	rows, columns := windowSize(start.GetWindow())
+	if id := start.GetSession(); id != "" {
+		session, err := container.Session(ctx, id)
+		if err == nil && start.GetWindow() != nil {
+			if err := session.Resize(rows, columns); err != nil {
+				return nil, errors.Join(err, session.Close())
+			}
+		}
+		return session, err
+	}
 	return container.Exec(ctx, namespace.ExecConfig{
 		Command: start.GetCommand(), Env: start.GetEnv(), User: start.GetUser(), WorkDir: start.GetWorkDir(),
 		TTY: start.GetTty(), Stdin: start.GetStdin(), Rows: rows, Columns: columns,
