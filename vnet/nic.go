@@ -14,6 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// newNIC is the name of a NIC until it is in the pod's namespace. Before Linux
+// 6.15 the kernel looks the name of a new device up in the namespace of whoever
+// asks for it, which is the host's, and the host's own NIC may well be called
+// as the pod's.
+const newNIC = "podd-new"
+
 // AttachOptions are the choices Attach leaves to its caller.
 type AttachOptions struct {
 	// Blocked attaches the NIC with the network blocked from the first
@@ -48,7 +54,7 @@ func (n *Network) attach(path string, binding pod.Binding, options AttachOptions
 		return false, err
 	}
 	defer ns.Close()
-	c, err := netns.Dial(path)
+	c, err := netns.Dial(path, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return false, err
 	}
@@ -60,30 +66,40 @@ func (n *Network) attach(path string, binding pod.Binding, options AttachOptions
 		}
 	}
 	device := vxlan.Device{
-		Name: NIC, Label: binding.Label, MAC: vxlan.PodMAC,
+		Name: newNIC, Label: binding.Label, MAC: vxlan.PodMAC,
 		Local: n.config.Physical, Remote: n.config.Proxy, Port: n.config.Port,
-		Namespace: int(ns.Fd()), Up: true,
+		Namespace: int(ns.Fd()),
 	}
-	err = vxlan.Create(n.host, device)
-	exists := errors.Is(err, unix.EEXIST)
-	if err != nil && !exists {
-		return false, err
+	nic, err := c.LinkByName(NIC)
+	if netns.IsNotFound(err) {
+		err = vxlan.Create(n.host, device)
+		created = err == nil
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return false, err
+		}
+		nic, err = c.LinkByName(newNIC)
+		if !created && netns.IsNotFound(err) {
+			return false, fmt.Errorf("%w: label %s is in use on this host", pod.ErrExists, binding.Label)
+		}
 	}
-	nic, lookupErr := c.LinkByName(NIC)
-	switch {
-	case exists && lookupErr != nil:
-		return false, fmt.Errorf("%w: label %s is in use on this host", pod.ErrExists, binding.Label)
-	case exists && !device.Matches(nic):
-		return false, fmt.Errorf("%w: there is a NIC other than label %s", pod.ErrExists, binding.Label)
-	case lookupErr != nil:
-		return true, fmt.Errorf("looking for %s: %w", NIC, lookupErr)
+	if err != nil {
+		return created, fmt.Errorf("looking for the NIC: %w", err)
 	}
-	return !exists, configure(c, nic, binding, options)
+	if !device.Matches(nic) {
+		return created, fmt.Errorf("%w: there is a NIC other than label %s", pod.ErrExists, binding.Label)
+	}
+	return created, configure(c, nic, binding, options)
 }
 
-// configure brings the NIC up with its address, neighbour and routes.
+// configure gives the NIC its name and brings it up with its address,
+// neighbour and routes.
 func configure(c *netns.Conn, nic netlink.Link, binding pod.Binding, options AttachOptions) error {
 	index := nic.Attrs().Index
+	if nic.Attrs().Name != NIC {
+		if err := c.LinkSetName(nic, NIC); err != nil {
+			return fmt.Errorf("naming the NIC %s: %w", NIC, err)
+		}
+	}
 	if nic.Attrs().Flags&net.FlagUp == 0 {
 		if err := c.LinkSetUp(nic); err != nil {
 			return fmt.Errorf("bringing up %s: %w", NIC, err)
@@ -116,9 +132,9 @@ func configure(c *netns.Conn, nic netlink.Link, binding pod.Binding, options Att
 	return nil
 }
 
-// Detach removes the NIC of the pod whose namespace is at path, with all that
-// is queued in it. It does nothing when there is no NIC or no namespace. It
-// takes 15-35 ms, most of it the kernel's grace periods.
+// Detach removes the NIC of the pod whose namespace is at path, also a half-made
+// one, with all that is queued in it. It does nothing when there is no NIC or no
+// namespace. It takes 15-35 ms, most of it the kernel's grace periods.
 func (n *Network) Detach(path string) error {
 	c, err := netns.Dial(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, netns.ErrNotNamespace) {
@@ -128,12 +144,14 @@ func (n *Network) Detach(path string) error {
 		return fmt.Errorf("detaching NIC: %w", err)
 	}
 	defer c.Close()
-	nic, err := c.LinkByName(NIC)
-	if err == nil {
-		err = c.LinkDel(nic)
-	}
-	if err != nil && !netns.IsNotFound(err) {
-		return fmt.Errorf("detaching NIC from %s: %w", path, err)
+	for _, name := range []string{NIC, newNIC} {
+		nic, err := c.LinkByName(name)
+		if err == nil {
+			err = c.LinkDel(nic)
+		}
+		if err != nil && !netns.IsNotFound(err) {
+			return fmt.Errorf("detaching NIC from %s: %w", path, err)
+		}
 	}
 	return nil
 }

@@ -38,10 +38,10 @@ func binding(label pod.Label, virtual string, host vnettest.Node) pod.Binding {
 	return pod.Binding{Virtual: netip.MustParseAddr(virtual), Physical: host.Address, Host: host.Name, Label: label, Epoch: 1}
 }
 
-// newPod makes a namespace with a NIC.
-func newPod(t testing.TB, n *vnet.Network, b pod.Binding, options vnet.AttachOptions) string {
+// newNamespace makes a pod's namespace.
+func newNamespace(t testing.TB, n *vnet.Network) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "pod-"+b.Label.String())
+	path := filepath.Join(t.TempDir(), "alice-1")
 	t.Cleanup(func() {
 		if err := n.DeleteNamespace(path); err != nil {
 			t.Error(err)
@@ -50,6 +50,13 @@ func newPod(t testing.TB, n *vnet.Network, b pod.Binding, options vnet.AttachOpt
 	if err := n.CreateNamespace(path); err != nil {
 		t.Fatal(err)
 	}
+	return path
+}
+
+// newPod makes a namespace with a NIC.
+func newPod(t testing.TB, n *vnet.Network, b pod.Binding, options vnet.AttachOptions) string {
+	t.Helper()
+	path := newNamespace(t, n)
 	if err := n.Attach(path, b, options); err != nil {
 		t.Fatal(err)
 	}
