@@ -43,8 +43,9 @@ type PreflightOptions struct {
 //
 // The rules are those of CRIU 4.2.
 func Preflight(ctx context.Context, pid int, options PreflightOptions) ([]pod.Blocker, error) {
+	waiting := make(map[[2]int]listener)
 	for try := 1; ; try++ {
-		s := survey{init: pid, options: options}
+		s := survey{init: pid, options: options, waiting: waiting}
 		if err := s.run(); err != nil {
 			return nil, fmt.Errorf("preflight of pod with init %d: %w", pid, err)
 		}
@@ -59,21 +60,37 @@ func Preflight(ctx context.Context, pid int, options PreflightOptions) ([]pod.Bl
 	}
 }
 
+// sameTrouble compares blockers of two surveys. The problem may have another
+// number in it, such as that of connections that wait.
+func sameTrouble(a, b pod.Blocker) bool {
+	return a.PID == b.PID && a.Descriptor == b.Descriptor && a.Remedy == b.Remedy
+}
+
 // survey is one look at all processes of a pod.
 type survey struct {
 	init    int
 	options PreflightOptions
 
-	depth     int // of the pod's pid namespace
-	table     map[int]int
-	members   map[int]bool
-	mounts    map[int]bool // mount IDs of all of the pod's mount namespaces
-	netNS     string
-	spaces    map[string]bool // links of the pod's namespaces
-	pipes     map[string]*pipeEnds
-	sockets   map[uint32]descriptor // unix sockets by inode
-	blockers  []pod.Blocker
-	transient bool
+	depth    int // of the pod's pid namespace
+	table    map[int]int
+	members  map[int]bool
+	mounts   map[int]bool // mount IDs of all of the pod's mount namespaces
+	netNS    string
+	spaces   map[string]bool // links of the pod's namespaces
+	pipes    map[string]*pipeEnds
+	sockets  map[uint32]unixSocket // by inode
+	blockers []pod.Blocker
+	passing  []pod.Blocker // what may go away by itself
+	// waiting is what is known of listeners from earlier looks, by process and
+	// descriptor.
+	waiting map[[2]int]listener
+}
+
+// listener is a listening socket over several looks: how many connections waited
+// at the last one, and whether there have ever become fewer.
+type listener struct {
+	last    uint32
+	accepts bool
 }
 
 // process is one process of the pod.
@@ -94,24 +111,26 @@ func (p process) proc(elements ...string) string {
 	return filepath.Join(append([]string{"/proc", strconv.Itoa(p.pid)}, elements...)...)
 }
 
-// block adds a blocker about a process, or one descriptor of it, or -1.
+// blocker is about a process, or one descriptor of it, or -1.
+func (p process) blocker(number int, problem, remedy string) pod.Blocker {
+	return pod.Blocker{PID: p.inner, Program: p.program, Descriptor: number, Problem: problem, Remedy: remedy}
+}
+
+// block adds a blocker.
 func (s *survey) block(p process, number int, problem, remedy string) {
-	s.blockers = append(s.blockers, pod.Blocker{
-		PID: p.inner, Program: p.program, Descriptor: number, Problem: problem, Remedy: remedy,
-	})
+	s.blockers = append(s.blockers, p.blocker(number, problem, remedy))
 }
 
 // blockNow is block for something that may go away by itself.
 func (s *survey) blockNow(p process, number int, problem, remedy string) {
-	s.transient = true
-	s.block(p, number, problem, remedy)
+	s.passing = append(s.passing, p.blocker(number, problem, remedy))
 }
 
 func (s *survey) run() error {
 	s.members = make(map[int]bool)
 	s.mounts = make(map[int]bool)
 	s.pipes = make(map[string]*pipeEnds)
-	s.sockets = make(map[uint32]descriptor)
+	s.sockets = make(map[uint32]unixSocket)
 	processes, err := s.findProcesses()
 	if err != nil {
 		return err
@@ -120,11 +139,12 @@ func (s *survey) run() error {
 		return err
 	}
 	for _, p := range processes {
+		check := s.checkProcess
 		if p.state == 'Z' {
-			continue
+			check = s.checkZombie
 		}
 		// A process that ends meanwhile is no problem any more.
-		if err := s.checkProcess(p); err != nil && !gone(err) {
+		if err := check(p); err != nil && !gone(err) {
 			return fmt.Errorf("process %d (%s): %w", p.pid, p.program, err)
 		}
 	}
@@ -261,6 +281,16 @@ func cgroupProcesses(dir string) ([]int, error) {
 		return nil, fmt.Errorf("listing the processes of cgroup %s: %w", dir, err)
 	}
 	return pids, nil
+}
+
+// checkZombie accepts processes that ended, but not those of which only the
+// first thread has.
+func (s *survey) checkZombie(p process) error {
+	threads, err := statusNumber(p.pid, "Threads:")
+	if err == nil && threads > 1 {
+		s.blockNow(p, -1, "has ended its first thread, but not the others", "end the process")
+	}
+	return err
 }
 
 func (s *survey) checkProcess(p process) error {

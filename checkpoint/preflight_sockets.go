@@ -164,7 +164,7 @@ func (s *survey) checkTCP(d descriptor, fd int) error {
 	}
 	// For a listening socket this is the number of connections that wait
 	// to be accepted.
-	if info.State == tcpListen && info.Unacked > 0 {
+	if info.State == tcpListen && info.Unacked > 0 && !s.accepts(d, info.Unacked) {
 		s.blockNow(d.process, d.number, fmt.Sprintf("has %d TCP connections that it has not accepted", info.Unacked),
 			"try again; if it remains, the program is stuck")
 	}
@@ -173,6 +173,18 @@ func (s *survey) checkTCP(d descriptor, fd int) error {
 		s.block(d.process, d.number, "lets the kernel do "+ulp+" on a TCP connection", "switch kernel TLS off in the program")
 	}
 	return nil
+}
+
+// accepts reports whether the program has been seen to accept connections of a
+// listener at which so many wait now. What waits then is no obstacle: when the
+// pod gets no new packets, it will soon be none.
+func (s *survey) accepts(d descriptor, waiting uint32) bool {
+	key := [2]int{d.process.pid, d.number}
+	w := s.waiting[key]
+	w.accepts = w.accepts || waiting < w.last
+	w.last = waiting
+	s.waiting[key] = w
+	return w.accepts
 }
 
 // checkUnixSockets looks for unix connections that leave the pod, or that are

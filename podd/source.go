@@ -28,6 +28,10 @@ const (
 	// pod is frozen before its move is given up.
 	minFrozenLimit = 30 * time.Second
 	slowestLink    = 50 << 20
+	// drainTimeout bounds the wait for a pod's programs to accept connections,
+	// drainPoll is the pause between two looks.
+	drainTimeout = 500 * time.Millisecond
+	drainPoll    = time.Millisecond
 	// settleRetry is how often the directory is asked again for the outcome
 	// of a move while it can't be reached.
 	settleRetry = 200 * time.Millisecond
@@ -297,7 +301,28 @@ func (m *sourceMove) hold(ctx context.Context) error {
 	if err := m.d.holdAtProxy(ctx, m.move.ID); err != nil {
 		m.log.Warn("the proxy does not hold the pod's packets; clients will send them again", "error", err)
 	}
-	return nil
+	return m.drain(ctx)
+}
+
+// drain waits until the pod's programs have accepted the connections made to
+// them: CRIU can't dump one that waits. While the proxy holds there come no new
+// ones. If they are not accepted in time, the dump fails and says whose they are.
+func (m *sourceMove) drain(ctx context.Context) error {
+	path := m.d.netnsPath(m.move.Pod, m.move.SourceEpoch)
+	for deadline := time.Now().Add(drainTimeout); ; {
+		waiting, err := m.network.CountUnaccepted(path)
+		if err != nil {
+			return err
+		}
+		if waiting == 0 || time.Now().After(deadline) {
+			return nil
+		}
+		select {
+		case <-time.After(drainPoll):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // freezeAndDump returns with the source frozen and held by CRIU, its memory on
