@@ -12,8 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The network of a pod is blocked while its sockets are read or rebuilt. The
-// loopback device stays free, because CRIU closes connections through it.
+// The network of a pod is blocked while its sockets are read or rebuilt, in
+// three places.
+//
+// Loopback: what the pod sends to itself is dropped. While sockets are read one
+// after the other, bytes that go from one to the next would be lost, or be
+// there twice; and while they are rebuilt, what one has yet to send would be
+// answered with a reset, because the other is not there.
 //
 // Ingress: a routing rule ahead of all others drops what arrives through the
 // NIC. TCP's early demultiplexing does not get around it, although it takes
@@ -52,15 +57,18 @@ func makeRoomForBlock(c *netns.Conn) error {
 	return nil
 }
 
+// blockIngress keeps everything from reaching the pod's sockets, from the NIC
+// and from the pod itself.
 func blockIngress(c *netns.Conn) error {
 	if err := c.RuleAdd(blockRule()); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("adding blocking rule: %w", err)
 	}
-	return nil
+	return blockLoopback(c)
 }
 
-// Block keeps everything from the NIC from reaching the pod's sockets, and
-// anything they send from leaving. It is idempotent.
+// Block keeps everything from reaching the pod's sockets, and anything they
+// send from leaving; of what the pod sends to itself only CRIU's own packets
+// pass. It is idempotent.
 func (n *Network) Block(path string) error {
 	c, index, err := dialNIC(path)
 	if err != nil {
@@ -76,9 +84,10 @@ func (n *Network) Block(path string) error {
 	return nil
 }
 
-// Admit lifts one half of Block: packets reach the pod's sockets, and what these
-// answer is still kept. A restored pod is ready for packets before it runs, and
-// the proxy may let them go the moment the move is committed.
+// Admit lifts one part of Block: packets from the NIC reach the pod's sockets,
+// and what these answer is still kept. A restored pod is ready for packets
+// before it runs, and the proxy may let them go the moment the move is
+// committed.
 func (n *Network) Admit(path string) error {
 	c, _, err := dialNIC(path)
 	if err != nil {
@@ -106,7 +115,10 @@ func (n *Network) Unblock(path string) error {
 		return fmt.Errorf("unblocking network: %w", err)
 	}
 	defer c.Close()
-	// Ingress first: the queue will be answered.
+	if err := freeLoopback(c); err != nil {
+		return fmt.Errorf("unblocking network %s: %w", path, err)
+	}
+	// Ingress before egress: the queue will be answered.
 	if err := admit(c); err != nil {
 		return fmt.Errorf("unblocking network %s: %w", path, err)
 	}
@@ -123,6 +135,11 @@ func (n *Network) Blocked(path string) (bool, error) {
 		return false, fmt.Errorf("reading network block: %w", err)
 	}
 	defer c.Close()
+	if blocked, err := loopbackBlocked(c); err != nil {
+		return false, fmt.Errorf("reading network block %s: %w", path, err)
+	} else if blocked {
+		return true, nil
+	}
 	rules, err := c.RuleList(unix.AF_INET)
 	if err != nil {
 		return false, fmt.Errorf("reading network block %s: listing routing rules: %w", path, err)
@@ -146,7 +163,7 @@ func (n *Network) Blocked(path string) (bool, error) {
 
 // dialNIC connects to the namespace at path and returns its NIC's index.
 func dialNIC(path string) (*netns.Conn, int, error) {
-	c, err := netns.Dial(path)
+	c, err := netns.Dial(path, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -30,12 +30,15 @@ var podSysctls = []netns.Sysctl{
 // the loopback device up. It does nothing when the namespace exists.
 func (n *Network) CreateNamespace(path string) error {
 	return netns.Create(path, func() error {
-		c, err := netns.Dial("")
+		c, err := netns.Dial("", unix.NETLINK_NETFILTER)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
 		if err := makeRoomForBlock(c); err != nil {
+			return err
+		}
+		if err := prepareLoopback(c); err != nil {
 			return err
 		}
 		lo, err := c.LinkByName("lo")

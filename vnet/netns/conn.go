@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Conn speaks rtnetlink to one network namespace, whatever thread uses it:
+// Conn speaks netlink to one network namespace, whatever thread uses it:
 // through the embedded Handle, or with messages of the caller's own making,
 // where the library can't express one. It is safe for concurrent use.
 type Conn struct {
@@ -38,24 +38,26 @@ func Dial(path string, protocols ...int) (*Conn, error) {
 }
 
 func dial(protocols []int) (*Conn, error) {
-	socket, err := nl.GetNetlinkSocketAt(-1, -1, unix.NETLINK_ROUTE)
+	protocols = append([]int{unix.NETLINK_ROUTE}, protocols...)
+	handle, err := netlink.NewHandle(protocols...)
 	if err != nil {
-		return nil, fmt.Errorf("opening netlink socket: %w", err)
-	}
-	// The kernel then says in words what it dislikes, which errno can't.
-	if err := socket.SetExtAck(true); err != nil {
-		socket.Close()
-		return nil, fmt.Errorf("asking netlink for error messages: %w", err)
-	}
-	handle, err := netlink.NewHandle(append([]int{unix.NETLINK_ROUTE}, protocols...)...)
-	if err != nil {
-		socket.Close()
 		return nil, fmt.Errorf("opening netlink handle: %w", err)
 	}
-	return &Conn{
-		Handle:  handle,
-		sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: socket}},
-	}, nil
+	c := &Conn{Handle: handle, sockets: map[int]*nl.SocketHandle{}}
+	for _, protocol := range protocols {
+		socket, err := nl.GetNetlinkSocketAt(-1, -1, protocol)
+		if err != nil {
+			c.Close()
+			return nil, fmt.Errorf("opening netlink socket: %w", err)
+		}
+		c.sockets[protocol] = &nl.SocketHandle{Socket: socket}
+		// The kernel then says in words what it dislikes, which errno can't.
+		if err := socket.SetExtAck(true); err != nil {
+			c.Close()
+			return nil, fmt.Errorf("asking netlink for error messages: %w", err)
+		}
+	}
+	return c, nil
 }
 
 // Close releases the sockets.
