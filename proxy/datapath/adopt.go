@@ -19,6 +19,9 @@ func (d *Datapath) synchronize() error {
 	if err := d.kernel.ensureGateway(); err != nil {
 		return err
 	}
+	if err := d.kernel.ensureUnreachable(); err != nil {
+		return err
+	}
 	hosts, err := d.kernel.ensureSets()
 	if err != nil {
 		return err

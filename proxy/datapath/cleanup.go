@@ -13,8 +13,8 @@ import (
 // the kernel in between.
 const cleanupBatch = 100
 
-// Cleanup removes everything a Datapath has ever made: rules, sets, devices
-// with their routes, and the gateway address. Connections through the proxy
+// Cleanup removes everything a Datapath has ever made: rules, sets, devices,
+// routes, and the gateway address. Connections through the proxy
 // end. The datapath must be closed. It goes on after a failure.
 func Cleanup(config Config, log *slog.Logger) error {
 	if err := config.complete(); err != nil {
@@ -34,7 +34,7 @@ func Cleanup(config Config, log *slog.Logger) error {
 	for batch := range slices.Chunk(devices, cleanupBatch) {
 		failures = append(failures, k.removeDevices(batch...))
 	}
-	failures = append(failures, vxlan.RemoveAnchor(k.conn), ruleOwner.Remove(rules(config)), k.removeSets())
+	failures = append(failures, k.removeUnreachable(nil), vxlan.RemoveAnchor(k.conn), ruleOwner.Remove(rules(config)), k.removeSets())
 	if err := errors.Join(failures...); err != nil {
 		return fmt.Errorf("cleaning up datapath: %w", err)
 	}

@@ -7,7 +7,8 @@
 // Every pod has one VXLAN device per label, a permanent neighbour on it and a
 // /32 route through it. Which label a pod's packets have to carry is decided
 // by that route alone: the reverse-path filter drops a source address that
-// comes in through any other device, and so a move is one replaced route.
+// comes in through any other device, and so a move is one replaced route. An
+// address without a pod is unreachable.
 //
 // A hold queues a pod's packets in the kernel's own neighbour queue, which is
 // below routing: the route is untouched and what the pod still sends passes.

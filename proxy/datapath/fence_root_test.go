@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"strconv"
@@ -17,6 +18,8 @@ import (
 	"podd/vnet/vxlan"
 
 	"github.com/coreos/go-iptables/iptables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // dropped returns how many packets the proxy's dropping rules of a chain have dropped.
@@ -247,4 +250,42 @@ func TestIsolationDatagrams(t *testing.T) {
 	if n := refused(); n != 0 {
 		t.Errorf("%d datagrams have arrived at another port", n)
 	}
+}
+
+// TestNoPod sends to addresses no pod has: the sender is told so at once, by
+// the proxy, and nothing goes back to where it came from.
+func TestNoPod(t *testing.T) {
+	l := newLab(t, 1)
+	p, gone := l.addPod(0), l.addPod(0)
+	l.set(l.state())
+	vnettest.Serve(t, p.path, ":80", "pod")
+	l.pods = l.pods[:1]
+	l.set(l.state())
+	refused := func() {
+		t.Helper()
+		for path, address := range map[string]string{l.Client.Path: gone.public(), p.path: gone.virtual()} {
+			if c, err := vnettest.TryDial(path, address+":80", vnettest.Timeout); !errors.Is(err, unix.EHOSTUNREACH) {
+				t.Errorf("connecting to %s: got %v, %v, want %v", address, c, err, unix.EHOSTUNREACH)
+			}
+		}
+	}
+	refused()
+	vnettest.ExpectGreeting(t, vnettest.Dial(t, l.Client.Path, p.public()+":80"), "pod")
+
+	// What a stranger takes away comes back.
+	l.Proxy.Do(t, func() error { return netlink.RouteDel(unreachable(l.config.VirtualPrefix)) })
+	l.datapath.Resync()
+	l.set(l.state())
+	refused()
+
+	// Another prefix takes the place of the first.
+	l.config.VirtualPrefix, l.config.PublicPrefix = netip.MustParsePrefix("100.65.0.0/16"), netip.MustParsePrefix("198.19.0.0/16")
+	l.restart()
+	l.Proxy.Do(t, func() error {
+		routes, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Type: unix.RTN_UNREACHABLE}, netlink.RT_FILTER_TYPE)
+		if len(routes) != 1 || routes[0].Dst.String() != "100.65.0.0/16" {
+			t.Errorf("unreachable are %v, want the new prefix", routes)
+		}
+		return err
+	})
 }

@@ -3,6 +3,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -193,6 +194,46 @@ func route(virtual netip.Addr, index int) *netlink.Route {
 		LinkIndex: index, Dst: netlink.NewIPNet(virtual.AsSlice()), Scope: netlink.SCOPE_LINK,
 		// What the proxy itself sends to a pod comes from the gateway's address.
 		Src: pod.Gateway.AsSlice(), Protocol: routeProtocol,
+	}
+}
+
+// ensureUnreachable refuses packets for virtual addresses that no pod has,
+// which would otherwise follow the proxy's default route, and come back for
+// their public addresses. The sender is told at once.
+func (k *kernel) ensureUnreachable() error {
+	wanted := unreachable(k.config.VirtualPrefix)
+	if err := k.conn.RouteReplace(wanted); err != nil {
+		return fmt.Errorf("making %s unreachable: %w", wanted.Dst, err)
+	}
+	return k.removeUnreachable(wanted.Dst)
+}
+
+// removeUnreachable removes all such routes but that for a prefix, which may be
+// nil. An earlier proxy may have had another prefix.
+func (k *kernel) removeUnreachable(except *net.IPNet) error {
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return k.conn.RouteListFiltered(unix.AF_INET,
+			&netlink.Route{Protocol: routeProtocol, Type: unix.RTN_UNREACHABLE}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+	})
+	if err != nil {
+		return fmt.Errorf("listing unreachable prefixes: %w", err)
+	}
+	for _, r := range routes {
+		if except != nil && r.Dst.String() == except.String() {
+			continue
+		}
+		if err := k.conn.RouteDel(&r); err != nil && !netns.IsNotFound(err) {
+			return fmt.Errorf("making %s reachable: %w", r.Dst, err)
+		}
+	}
+	return nil
+}
+
+// unreachable has the highest metric there is, so that any other route goes first.
+func unreachable(prefix netip.Prefix) *netlink.Route {
+	return &netlink.Route{
+		Dst:  &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), 32)},
+		Type: unix.RTN_UNREACHABLE, Priority: math.MaxUint32, Protocol: routeProtocol,
 	}
 }
 

@@ -313,6 +313,13 @@ func TestCleanup(t *testing.T) {
 		if len(sets) != 0 {
 			t.Errorf("sets are left: %v", sets)
 		}
+		if err != nil {
+			return err
+		}
+		routes, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+		if len(routes) != 0 {
+			t.Errorf("routes are left: %v", routes)
+		}
 		return err
 	})
 	l.open()
