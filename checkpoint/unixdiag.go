@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unixSocket is one unix socket of a network namespace.
-type unixSocket struct {
+// diagSocket is one unix socket of a network namespace.
+type diagSocket struct {
 	inode uint32
 	// connected says that it has a peer; that one's inode is 0 when nobody has
 	// a descriptor of it.
@@ -45,14 +45,14 @@ func (unixDiagRequest) Serialize() []byte {
 }
 
 // unixSockets lists the unix sockets of this thread's network namespace.
-func unixSockets() ([]unixSocket, error) {
+func unixSockets() ([]diagSocket, error) {
 	request := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 	request.AddData(unixDiagRequest{})
-	var sockets []unixSocket
+	var sockets []diagSocket
 	var malformed error
 	err := request.ExecuteIter(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, func(message []byte) bool {
-		var s unixSocket
-		if s, malformed = parseUnixSocket(message); malformed != nil {
+		var s diagSocket
+		if s, malformed = parseDiagSocket(message); malformed != nil {
 			return false
 		}
 		sockets = append(sockets, s)
@@ -64,8 +64,8 @@ func unixSockets() ([]unixSocket, error) {
 	return sockets, err
 }
 
-func parseUnixSocket(message []byte) (unixSocket, error) {
-	var s unixSocket
+func parseDiagSocket(message []byte) (diagSocket, error) {
+	var s diagSocket
 	if len(message) < unixDiagMessageSize {
 		return s, fmt.Errorf("a message about a unix socket has %d bytes", len(message))
 	}

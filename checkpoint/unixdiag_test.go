@@ -46,7 +46,7 @@ func TestUnixSockets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listed := map[uint32]unixSocket{}
+	listed := map[uint32]diagSocket{}
 	for _, s := range sockets {
 		listed[s.inode] = s
 	}
