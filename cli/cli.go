@@ -95,7 +95,7 @@ win over the context that "podctl context use" chose.`,
 			p.rmCommand(), p.waitCommand(),
 			p.moveCommand(),
 			p.hostCommand(), p.imageCommand(),
-			p.labCommand(),
+			p.labCommand(), p.demoCommand(),
 			p.contextCommand(), p.versionCommand(), p.completionCommand(),
 		},
 		action: func(c *cli.Context) error {
