@@ -1,22 +1,15 @@
 package podd
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 
-	"github.com/pelletier/go-toml/v2"
-
+	"podd/daemon"
 	"podd/pod"
 )
-
-// EmbeddedDirectory as the directory's address makes the daemon run the
-// directory in its own process.
-const EmbeddedDirectory = "embedded"
 
 // Config is everything podd can be told. The TOML keys are the names of the
 // command-line flags; a flag wins over the file.
@@ -51,7 +44,7 @@ func DefaultConfig() Config {
 		StateDir:     "/var/lib/podd",
 		RunDir:       "/run/podd",
 		CgroupParent: "podd",
-		Directory:    EmbeddedDirectory,
+		Directory:    daemon.EmbeddedDirectory,
 		LogLevel:     "info",
 		LogFormat:    "text",
 	}
@@ -60,24 +53,7 @@ func DefaultConfig() Config {
 // LoadConfig reads a TOML file over the defaults. A key it does not know is an
 // error that names the line.
 func LoadConfig(path string) (Config, error) {
-	config := DefaultConfig()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return config, fmt.Errorf("reading the configuration: %w", err)
-	}
-	decoder := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
-	if err := decoder.Decode(&config); err != nil {
-		var strict *toml.StrictMissingError
-		var syntax *toml.DecodeError
-		switch {
-		case errors.As(err, &strict):
-			return config, fmt.Errorf("%w: configuration %s: unknown key:\n%s", pod.ErrInvalid, path, strict.String())
-		case errors.As(err, &syntax):
-			return config, fmt.Errorf("%w: configuration %s:\n%s", pod.ErrInvalid, path, syntax.String())
-		}
-		return config, fmt.Errorf("%w: configuration %s: %w", pod.ErrInvalid, path, err)
-	}
-	return config, nil
+	return daemon.LoadConfig(path, DefaultConfig())
 }
 
 // settings is a Config that was checked and parsed.
@@ -93,44 +69,24 @@ const DefaultPort = 7443
 
 func (c Config) settings() (settings, error) {
 	s := settings{Config: c}
-	if s.Name == "" {
-		name, err := os.Hostname()
-		if err != nil {
-			return s, fmt.Errorf("finding the machine's name: %w", err)
-		}
-		s.Name, _, _ = strings.Cut(strings.ToLower(name), ".")
-	}
-	if err := pod.ValidateName(s.Name); err != nil {
+	var err error
+	if s.Name, err = daemon.Name(s.Name); err != nil {
 		return s, fmt.Errorf("host name: %w", err)
 	}
-	var err error
-	if s.Address == "" {
-		return s, fmt.Errorf("%w: no address: set --address to this host's address on its own subnet", pod.ErrInvalid)
+	if s.physical, err = daemon.Address(s.Address); err != nil {
+		return s, err
 	}
-	if s.physical, err = netip.ParseAddr(s.Address); err != nil || !s.physical.Is4() {
-		return s, fmt.Errorf("%w: address %q: want an IPv4 address of this host", pod.ErrInvalid, s.Address)
+	if s.listen, err = daemon.AddrPort(s.Listen, netip.AddrPortFrom(s.physical, DefaultPort)); err != nil {
+		return s, fmt.Errorf("listen address: %w", err)
 	}
-	s.listen = netip.AddrPortFrom(s.physical, DefaultPort)
-	if s.Listen != "" {
-		if s.listen, err = netip.ParseAddrPort(s.Listen); err != nil {
-			return s, fmt.Errorf("%w: listen address %q: want ADDRESS:PORT", pod.ErrInvalid, s.Listen)
-		}
+	if err := daemon.CheckDirs(s.StateDir, s.RunDir); err != nil {
+		return s, err
 	}
-	for _, dir := range []struct{ name, path string }{{"state-dir", s.StateDir}, {"run-dir", s.RunDir}} {
-		if !filepath.IsAbs(dir.path) {
-			return s, fmt.Errorf("%w: %s %q: want an absolute path", pod.ErrInvalid, dir.name, dir.path)
-		}
+	if s.endpoints, err = daemon.Endpoints(s.Directory); err != nil {
+		return s, err
 	}
 	if s.CgroupParent == "" || strings.Contains(s.CgroupParent, "..") {
 		return s, fmt.Errorf("%w: cgroup-parent %q: want a relative path such as podd", pod.ErrInvalid, s.CgroupParent)
-	}
-	if s.Directory != EmbeddedDirectory {
-		for _, url := range strings.Split(s.Directory, ",") {
-			if !strings.HasPrefix(url, "http://") && !strings.HasPrefix(url, "https://") {
-				return s, fmt.Errorf("%w: directory %q: want %q or URLs such as https://10.0.0.5:2379", pod.ErrInvalid, url, EmbeddedDirectory)
-			}
-			s.endpoints = append(s.endpoints, url)
-		}
 	}
 	if s.InitPath == "" {
 		self, err := os.Executable()

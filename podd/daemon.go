@@ -15,11 +15,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"podd/checkpoint"
+	"podd/daemon"
 	"podd/directory"
 	"podd/namespace"
 	"podd/namespace/image"
@@ -31,7 +32,7 @@ import (
 type Daemon struct {
 	settings
 	log     *slog.Logger
-	dir     *directory.Directory
+	dir     *daemon.Directory
 	runtime *namespace.Runtime
 	images  *image.Store
 	// engine is nil when there is no usable CRIU; engineErr says why. Pods
@@ -58,7 +59,7 @@ func Run(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
-	log, err := newLogger(s.LogLevel, s.LogFormat)
+	log, err := daemon.NewLogger(s.LogLevel, s.LogFormat)
 	if err != nil {
 		return err
 	}
@@ -72,7 +73,7 @@ func Run(ctx context.Context, config Config) error {
 			return fmt.Errorf("making podd's directories: %w", err)
 		}
 	}
-	unlock, err := lockDir(s.RunDir)
+	unlock, err := daemon.Lock(s.RunDir, "podd")
 	if err != nil {
 		return err
 	}
@@ -97,12 +98,19 @@ func Run(ctx context.Context, config Config) error {
 			l.Close()
 		}
 	}
-	stopDirectory, err := d.openDirectory(ctx, group)
+	d.dir, err = daemon.OpenDirectory(ctx, daemon.DirectoryOptions{
+		Endpoints: s.endpoints, StateDir: s.StateDir, Address: s.physical, Name: s.Name, Log: log,
+	})
 	if err != nil {
 		closeListeners()
 		return err
 	}
-	defer stopDirectory()
+	defer func() {
+		if err := d.dir.Close(); err != nil {
+			log.Warn("closing the directory failed", "error", err)
+		}
+	}()
+	group.Go(func() error { return d.dir.WatchEmbedded(ctx) })
 	if d.images, err = image.Open(image.Options{Dir: filepath.Join(s.StateDir, "images"), Log: log, InUse: d.imagesInUse}); err != nil {
 		closeListeners()
 		return err
@@ -126,41 +134,15 @@ func Run(ctx context.Context, config Config) error {
 
 	handler := d.handler()
 	for _, listener := range listeners {
-		server := newHTTPServer(handler, log)
-		group.Go(func() error {
-			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("serving the API at %s: %w", listener.Addr(), err)
-			}
-			return nil
-		})
-		group.Go(func() error {
-			<-ctx.Done()
-			return stopServer(server)
-		})
+		group.Go(func() error { return daemon.Serve(ctx, daemon.NewServer(handler, log), listener) })
 	}
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+	if _, err := systemd.SdNotify(false, systemd.SdNotifyReady); err != nil {
 		log.Warn("telling systemd that podd is ready failed", "error", err)
 	}
 	log.Info("podd is ready", "address", s.physical, "listen", s.listen, "socket", d.socketPath(), "pods", len(d.pods))
 	err = group.Wait()
 	d.tasks.Wait()
 	return errors.Join(err, registration.Close(), d.closeNetwork())
-}
-
-// newLogger makes the log that goes to standard error.
-func newLogger(level, format string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("%w: log level %q: want debug, info, warn or error", pod.ErrInvalid, level)
-	}
-	options := &slog.HandlerOptions{Level: l}
-	switch format {
-	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
-	}
-	return nil, fmt.Errorf("%w: log format %q: want text or json", pod.ErrInvalid, format)
 }
 
 func (d *Daemon) socketPath() string { return filepath.Join(d.RunDir, "podd.sock") }
@@ -170,20 +152,6 @@ func (d *Daemon) imagesDir() string  { return filepath.Join(d.RunDir, "checkpoin
 // netnsPath is where the network namespace of one incarnation is kept.
 func (d *Daemon) netnsPath(name string, epoch pod.Epoch) string {
 	return filepath.Join(d.netnsDir(), fmt.Sprintf("%s-%d", name, epoch))
-}
-
-// lockDir makes sure that one daemon works in dir. The kernel drops the lock
-// with the process, however it ends.
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, "podd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("locking %s: %w", dir, err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%w: another podd runs in %s; give this one its own --run-dir and --state-dir", pod.ErrConflict, dir)
-	}
-	return func() { f.Close() }, nil
 }
 
 // mountImagesDir puts a tmpfs under the images of moves: a restore reads them
@@ -216,58 +184,12 @@ func (d *Daemon) listen() ([]net.Listener, error) {
 		local.Close()
 		return nil, fmt.Errorf("opening podd's socket: %w", err)
 	}
-	remote, err := net.Listen("tcp", d.settings.listen.String())
+	remote, err := daemon.Listen(d.settings.listen)
 	if err != nil {
 		local.Close()
-		if errors.Is(err, unix.EADDRINUSE) {
-			return nil, fmt.Errorf("%w: port %d is in use by another program; choose another with --listen: %w", pod.ErrConflict, d.settings.listen.Port(), err)
-		}
-		return nil, fmt.Errorf("opening podd's port: %w", err)
-	}
-	return []net.Listener{local, remote}, nil
-}
-
-// openDirectory connects to the directory, after starting one if it is to be
-// embedded.
-func (d *Daemon) openDirectory(ctx context.Context, group *errgroup.Group) (stop func(), err error) {
-	endpoints := d.endpoints
-	stopEmbedded := func() {}
-	if len(endpoints) == 0 {
-		embedded, err := directory.StartEmbedded(ctx, directory.EmbeddedOptions{
-			DataDir: filepath.Join(d.StateDir, "directory"),
-			Listen:  netip.AddrPortFrom(d.physical, directory.DefaultPort).String(),
-			Name:    d.Name,
-			Log:     d.log,
-		})
-		if err != nil {
-			return nil, err
-		}
-		group.Go(func() error {
-			select {
-			case err := <-embedded.Failed():
-				return err
-			case <-ctx.Done():
-				return nil
-			}
-		})
-		stopEmbedded = func() {
-			if err := embedded.Close(); err != nil {
-				d.log.Warn("stopping the directory failed", "error", err)
-			}
-		}
-		endpoints = []string{embedded.Endpoint()}
-	}
-	d.dir, err = directory.Open(ctx, directory.Options{Endpoints: endpoints, Log: d.log})
-	if err != nil {
-		stopEmbedded()
 		return nil, err
 	}
-	return func() {
-		if err := d.dir.Close(); err != nil {
-			d.log.Warn("closing the directory failed", "error", err)
-		}
-		stopEmbedded()
-	}, nil
+	return []net.Listener{local, remote}, nil
 }
 
 func (d *Daemon) register(ctx context.Context) (*directory.Registration, error) {

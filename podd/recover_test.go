@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"podd/daemon"
 	"podd/directory"
 	"podd/pod"
 )
@@ -81,7 +82,7 @@ func TestAbortMoves(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := &Daemon{settings: settings{Config: Config{Name: host}}, log: discard(), dir: dir}
+		d := &Daemon{settings: settings{Config: Config{Name: host}}, log: discard(), dir: &daemon.Directory{Directory: dir}}
 		if err := d.abortMoves(t.Context(), view); err != nil {
 			t.Fatal(err)
 		}
@@ -133,7 +134,7 @@ func TestCheckMoveRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d := &Daemon{settings: settings{Config: Config{Name: "a"}}, log: discard(), dir: dir, engineErr: errors.New("there is no CRIU")}
+	d := &Daemon{settings: settings{Config: Config{Name: "a"}}, log: discard(), dir: &daemon.Directory{Directory: dir}, engineErr: errors.New("there is no CRIU")}
 	for name, test := range map[string]struct {
 		pod, host string
 		sentinel  error

@@ -1,25 +1,16 @@
 package proxy
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 
-	"github.com/pelletier/go-toml/v2"
-
+	"podd/daemon"
 	"podd/directory"
 	"podd/pod"
 	"podd/proxy/datapath"
 )
-
-// EmbeddedDirectory as the directory's address makes the daemon run the
-// directory in its own process.
-const EmbeddedDirectory = "embedded"
 
 const (
 	// DefaultPort is the port of podproxy's API.
@@ -64,7 +55,7 @@ func DefaultConfig() Config {
 	return Config{
 		StateDir:      "/var/lib/podproxy",
 		RunDir:        "/run/podproxy",
-		Directory:     EmbeddedDirectory,
+		Directory:     daemon.EmbeddedDirectory,
 		PublicPrefix:  "198.18.0.0/16",
 		VirtualPrefix: "100.64.0.0/16",
 		Zone:          "pods.internal",
@@ -76,24 +67,7 @@ func DefaultConfig() Config {
 // LoadConfig reads a TOML file over the defaults. A key it does not know is an
 // error that names the line.
 func LoadConfig(path string) (Config, error) {
-	config := DefaultConfig()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return config, fmt.Errorf("reading the configuration: %w", err)
-	}
-	decoder := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
-	if err := decoder.Decode(&config); err != nil {
-		var strict *toml.StrictMissingError
-		var syntax *toml.DecodeError
-		switch {
-		case errors.As(err, &strict):
-			return config, fmt.Errorf("%w: configuration %s: unknown key:\n%s", pod.ErrInvalid, path, strict.String())
-		case errors.As(err, &syntax):
-			return config, fmt.Errorf("%w: configuration %s:\n%s", pod.ErrInvalid, path, syntax.String())
-		}
-		return config, fmt.Errorf("%w: configuration %s: %w", pod.ErrInvalid, path, err)
-	}
-	return config, nil
+	return daemon.LoadConfig(path, DefaultConfig())
 }
 
 // settings is a Config that was checked and parsed.
@@ -109,32 +83,20 @@ type settings struct {
 
 func (c Config) settings() (settings, error) {
 	s := settings{Config: c}
-	if s.Name == "" {
-		name, err := os.Hostname()
-		if err != nil {
-			return s, fmt.Errorf("finding the machine's name: %w", err)
-		}
-		s.Name, _, _ = strings.Cut(strings.ToLower(name), ".")
-	}
-	if err := pod.ValidateName(s.Name); err != nil {
+	var err error
+	if s.Name, err = daemon.Name(s.Name); err != nil {
 		return s, fmt.Errorf("proxy name: %w", err)
 	}
-	if s.Address == "" {
-		return s, fmt.Errorf("%w: no address: set --address to the proxy's address on its own subnet", pod.ErrInvalid)
+	if s.physical, err = daemon.Address(s.Address); err != nil {
+		return s, err
 	}
-	var err error
-	if s.physical, err = netip.ParseAddr(s.Address); err != nil || !s.physical.Is4() || s.physical.IsUnspecified() {
-		return s, fmt.Errorf("%w: address %q: want an IPv4 address of this machine", pod.ErrInvalid, s.Address)
-	}
-	if s.listen, err = addrPort(s.Listen, netip.AddrPortFrom(s.physical, DefaultPort)); err != nil {
+	if s.listen, err = daemon.AddrPort(s.Listen, netip.AddrPortFrom(s.physical, DefaultPort)); err != nil {
 		return s, fmt.Errorf("listen address: %w", err)
 	}
-	for _, dir := range []struct{ name, path string }{{"state-dir", s.StateDir}, {"run-dir", s.RunDir}} {
-		if !filepath.IsAbs(dir.path) {
-			return s, fmt.Errorf("%w: %s %q: want an absolute path", pod.ErrInvalid, dir.name, dir.path)
-		}
+	if err := daemon.CheckDirs(s.StateDir, s.RunDir); err != nil {
+		return s, err
 	}
-	if s.endpoints, err = endpoints(s.Directory); err != nil {
+	if s.endpoints, err = daemon.Endpoints(s.Directory); err != nil {
 		return s, err
 	}
 	if err := s.parseCluster(); err != nil {
@@ -166,7 +128,7 @@ func (s *settings) parseCluster() error {
 }
 
 func (s *settings) parseDNS() error {
-	listen, err := addrPort(s.DNSListen, netip.AddrPortFrom(s.physical, dnsPort))
+	listen, err := daemon.AddrPort(s.DNSListen, netip.AddrPortFrom(s.physical, dnsPort))
 	if err != nil {
 		return fmt.Errorf("DNS listen address: %w", err)
 	}
@@ -179,38 +141,13 @@ func (s *settings) parseDNS() error {
 		if !strings.Contains(u, ":") {
 			u = net.JoinHostPort(u, fmt.Sprint(dnsPort))
 		}
-		upstream, err := addrPort(u, netip.AddrPort{})
+		upstream, err := daemon.AddrPort(u, netip.AddrPort{})
 		if err != nil {
 			return fmt.Errorf("DNS upstream: %w", err)
 		}
 		s.upstreams = append(s.upstreams, upstream)
 	}
 	return nil
-}
-
-// addrPort parses s; empty means fallback.
-func addrPort(s string, fallback netip.AddrPort) (netip.AddrPort, error) {
-	if s == "" && fallback.IsValid() {
-		return fallback, nil
-	}
-	a, err := netip.ParseAddrPort(s)
-	if err != nil || !a.Addr().Is4() {
-		return a, fmt.Errorf("%w: %q: want IPv4-ADDRESS:PORT", pod.ErrInvalid, s)
-	}
-	return a, nil
-}
-
-func endpoints(directory string) ([]string, error) {
-	if directory == EmbeddedDirectory {
-		return nil, nil
-	}
-	urls := strings.Split(directory, ",")
-	for _, url := range urls {
-		if !strings.HasPrefix(url, "http://") && !strings.HasPrefix(url, "https://") {
-			return nil, fmt.Errorf("%w: directory %q: want %q or URLs such as https://10.0.0.5:2379", pod.ErrInvalid, url, EmbeddedDirectory)
-		}
-	}
-	return urls, nil
 }
 
 func (s *settings) datapath() datapath.Config {

@@ -115,11 +115,6 @@ func TestBadSettings(t *testing.T) {
 			t.Errorf("%s: error is %v", says, err)
 		}
 	}
-	for level, format := range map[string]string{"loud": "text", "info": "xml"} {
-		if _, err := newLogger(level, format); !errors.Is(err, pod.ErrInvalid) {
-			t.Errorf("log level %s, format %s: error is %v", level, format, err)
-		}
-	}
 }
 
 func TestDNSListen(t *testing.T) {

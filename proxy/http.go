@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
 	"net/http"
 	"time"
 
@@ -23,8 +21,6 @@ const (
 	holdTimeout = 2 * time.Second
 	// healthTimeout bounds the health check's question to the directory.
 	healthTimeout = time.Second
-	// stopTimeout is how long calls under way are waited for.
-	stopTimeout = 2 * time.Second
 )
 
 // handler is everything podproxy serves on its API port.
@@ -63,38 +59,4 @@ func (p *Proxy) health(ctx context.Context) error {
 		err = errors.Join(err, *failure)
 	}
 	return err
-}
-
-func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
-	return &http.Server{
-		Handler:           handler,
-		Protocols:         protocols,
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       time.Minute,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-}
-
-// serveHTTP serves until ctx ends, then lets calls end for a moment.
-func serveHTTP(ctx context.Context, server *http.Server, l net.Listener) error {
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		patience, cancel := context.WithTimeout(context.Background(), stopTimeout)
-		defer cancel()
-		if server.Shutdown(patience) != nil {
-			_ = server.Close()
-		}
-	})
-	err := server.Serve(l)
-	if !stop() {
-		<-stopped
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return fmt.Errorf("serving the API at %s: %w", l.Addr(), err)
 }

@@ -18,6 +18,7 @@ import (
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
 	"podd/api/podd/v1/poddv1connect"
+	"podd/daemon"
 	"podd/directory"
 	"podd/pod"
 	"podd/vnet"
@@ -237,7 +238,7 @@ func TestRefusals(t *testing.T) {
 	refuse("serves this cluster already")(elsewhere(func(*Config) {}))
 	refuse("was made for")(elsewhere(func(c *Config) { c.Zone = "other.internal" }))
 	refuse("http://127.0.0.1:1")(elsewhere(func(c *Config) { c.Directory = "http://127.0.0.1:1" }))
-	refuse("192.0.2.10:2379: bind: address already in use")(elsewhere(func(c *Config) { c.Directory = EmbeddedDirectory }))
+	refuse("192.0.2.10:2379: bind: address already in use")(elsewhere(func(c *Config) { c.Directory = daemon.EmbeddedDirectory }))
 	refuse("cannot assign requested address")(elsewhere(func(c *Config) { c.Address = "203.0.113.1" }))
 	s.ready()
 }
