@@ -34,23 +34,32 @@ type PreflightOptions struct {
 
 // Preflight looks for what CRIU can't carry in the pod whose init is pid (as
 // this process sees it), without stopping anything. What would only fail at
-// this moment is looked at again for a tenth of a second. An empty result is
-// no proof, only CRIU's word is; but what is found would have failed, or would
-// have been lost silently.
+// this moment is looked at again for a tenth of a second, and reported if it
+// was there every time. An empty result is no proof, only CRIU's word is; but
+// what is found would have failed, or would have been lost silently.
 //
 // Unix connections between the pod and this process are not reported: the
 // caller knows them and closes them before a dump.
 //
-// The rules are those of CRIU 4.2.
+// The rules are those of CRIU 4.2; docs/limits.md explains them to users.
 func Preflight(ctx context.Context, pid int, options PreflightOptions) ([]pod.Blocker, error) {
+	var passing []pod.Blocker
 	waiting := make(map[[2]int]listener)
 	for try := 1; ; try++ {
 		s := survey{init: pid, options: options, waiting: waiting}
 		if err := s.run(); err != nil {
 			return nil, fmt.Errorf("preflight of pod with init %d: %w", pid, err)
 		}
-		if !s.transient || try == transientTries {
-			return s.blockers, nil
+		if try > 1 {
+			// A busy program always has something on its way, but not
+			// always the same.
+			s.passing = slices.DeleteFunc(s.passing, func(b pod.Blocker) bool {
+				return !slices.ContainsFunc(passing, func(before pod.Blocker) bool { return sameTrouble(b, before) })
+			})
+		}
+		passing = s.passing
+		if len(passing) == 0 || try == transientTries {
+			return append(s.blockers, passing...), nil
 		}
 		select {
 		case <-ctx.Done():
@@ -64,6 +73,14 @@ func Preflight(ctx context.Context, pid int, options PreflightOptions) ([]pod.Bl
 // number in it, such as that of connections that wait.
 func sameTrouble(a, b pod.Blocker) bool {
 	return a.PID == b.PID && a.Descriptor == b.Descriptor && a.Remedy == b.Remedy
+}
+
+// ignoreGone is err unless it means that a process ended meanwhile.
+func ignoreGone(err error) error {
+	if gone(err) {
+		return nil
+	}
+	return err
 }
 
 // survey is one look at all processes of a pod.

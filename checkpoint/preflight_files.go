@@ -34,15 +34,42 @@ func (s *survey) findMounts(processes []process) error {
 		}
 		for _, m := range mounts {
 			s.mounts[m.ID] = true
-			_, external := s.options.ExternalMounts[m.Mountpoint]
-			if !external && (m.FSType == "fuse" || m.FSType == "fuseblk" || strings.HasPrefix(m.FSType, "fuse.")) {
-				s.block(p, -1, fmt.Sprintf("%s is a FUSE file system (%s)", m.Mountpoint, m.Source),
-					"unmount it, or mount it on the host and give it to the pod as a volume")
+			if err := s.checkMount(p, m); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
+
+// checkMount looks at one mount that p sees.
+func (s *survey) checkMount(p process, m *mountinfo.Info) error {
+	if _, external := s.options.ExternalMounts[m.Mountpoint]; external {
+		return nil
+	}
+	switch {
+	case m.FSType == "fuse" || m.FSType == "fuseblk" || strings.HasPrefix(m.FSType, "fuse."):
+		s.block(p, -1, fmt.Sprintf("%s is a FUSE file system (%s)", m.Mountpoint, m.Source),
+			"unmount it, or mount it on the host and give it to the pod as a volume")
+	case m.FSType == "mqueue":
+		dir := p.proc("root", m.Mountpoint)
+		if shown, err := isQueue(dir); !shown || err != nil {
+			return ignoreGone(err) // or something is mounted over it
+		}
+		queues, err := os.ReadDir(dir)
+		if err != nil {
+			return ignoreGone(err)
+		}
+		for _, q := range queues {
+			s.block(p, -1, fmt.Sprintf("has the POSIX message queue /%s in the pod", q.Name()), queueRemedy)
+		}
+	}
+	return nil
+}
+
+// queueRemedy is for POSIX message queues, which CRIU does not know; those of
+// System V it carries.
+const queueRemedy = "end the programs that use it and remove the queue (rm /dev/mqueue/NAME), or have them use System V queues"
 
 func (s *survey) collectNamespaces(p process) {
 	entries, err := os.ReadDir(p.proc("ns"))
@@ -165,7 +192,7 @@ func (s *survey) checkDescriptor(d descriptor) error {
 	case kind == "pipe":
 		s.notePipe(d, link, info)
 	case kind == "anon_inode":
-		s.checkAnonymous(d, strings.Trim(strings.TrimPrefix(link, "anon_inode:"), "[]"), info)
+		return s.checkAnonymous(d, strings.Trim(strings.TrimPrefix(link, "anon_inode:"), "[]"), info)
 	case kind == "pidfd":
 		s.checkPidfd(d, info)
 	case kind == "dmabuf" || kind == "sync_file":
@@ -204,12 +231,46 @@ func (s *survey) checkFile(d descriptor, path, link string, info fdinfo) error {
 		if strings.HasPrefix(link, "/anon_hugepage") {
 			return nil
 		}
+		if large(st) {
+			s.blockLarge(d.process, d.number, link, st)
+			return nil
+		}
 	}
 	if !s.mounts[info.mount] {
+		queue, err := isQueue(path)
+		if err != nil {
+			return err
+		}
+		if queue {
+			s.block(d.process, d.number, fmt.Sprintf("has the POSIX message queue %s open", link), queueRemedy)
+			return nil
+		}
 		s.block(d.process, d.number, fmt.Sprintf("has %s of the host open, which is outside of the pod", link),
 			insideRemedy)
 	}
 	return nil
+}
+
+// large reports whether a file is deleted and too large to be put into the
+// image.
+func large(st unix.Stat_t) bool {
+	const statBlock = 512 // stat(2): st_blocks counts these
+	return st.Mode&unix.S_IFMT == unix.S_IFREG && st.Nlink == 0 && st.Blocks*statBlock > ghostLimit
+}
+
+func (s *survey) blockLarge(p process, number int, name string, st unix.Stat_t) {
+	s.block(p, number, fmt.Sprintf("uses %s, a deleted file of more than %d MiB", strings.TrimSuffix(name, " (deleted)"), ghostLimit>>20),
+		"close it, or start the program so that it keeps the file's name")
+}
+
+// isQueue reports whether a file is on the file system of POSIX message queues.
+func isQueue(path string) (bool, error) {
+	const mqueueMagic = 0x19800202 // ipc/mqueue.c
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return false, err
+	}
+	return fs.Type == mqueueMagic, nil
 }
 
 // carriedDevice reports whether CRIU carries an open character device
@@ -254,30 +315,56 @@ var anonymousRemedies = map[string]string{
 	"kvm-vcpu":    "end the virtual machine",
 }
 
-func (s *survey) checkAnonymous(d descriptor, name string, info fdinfo) {
+func (s *survey) checkAnonymous(d descriptor, name string, info fdinfo) error {
 	kind, _, _ := strings.Cut(name, ":") // as in kvm-vcpu:0
 	switch {
 	case kind == "pidfd":
 		s.checkPidfd(d, info)
-		return
-	case kind == "fanotify":
+		return nil
+	case kind == "eventfd":
+		// Linux 6.5 and newer tell. CRIU would make it a plain counter.
+		if info.other["eventfd-semaphore"] == "1" {
+			s.block(d.process, d.number, "uses an eventfd as a semaphore (EFD_SEMAPHORE)", "have the program use another kind of semaphore")
+		}
+		return nil
+	case kind == "inotify" || kind == "fanotify":
 		if _, ok := info.other["fanotify sdev"]; ok {
 			s.block(d.process, d.number, "watches a whole file system with fanotify", "watch directories or mounts")
 		}
-		return
+		return s.checkEvents(d, kind)
 	case kind == "bpf-map":
 		// Hash and array (linux/bpf.h).
 		if t := info.other["map_type"]; t == "1" || t == "2" {
-			return
+			return nil
 		}
 	case carriedAnonymous[kind]:
-		return
+		return nil
 	}
 	remedy, ok := anonymousRemedies[kind]
 	if !ok {
 		remedy = "start the program without it"
 	}
 	s.block(d.process, d.number, "uses "+kind, remedy)
+	return nil
+}
+
+// checkEvents reports file events that the program has not read: CRIU drops
+// them. Programs read them at once, or else when they look at their files again.
+func (s *survey) checkEvents(d descriptor, kind string) error {
+	fd, err := d.duplicate()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	unread, err := unix.IoctlGetInt(fd, unix.TIOCINQ) // which FIONREAD is another name of
+	if err != nil {
+		return fmt.Errorf("asking for unread file events: %w", err)
+	}
+	if unread > 0 {
+		s.blockNow(d.process, d.number, fmt.Sprintf("has file events (%s) that it has not read, and that would be lost", kind),
+			"try again; if it remains, the program is stuck or does not care: restart it")
+	}
+	return nil
 }
 
 // checkPidfd accepts descriptors of processes that are in the pod or ended.
@@ -285,6 +372,10 @@ func (s *survey) checkPidfd(d descriptor, info fdinfo) {
 	pid, err := strconv.Atoi(info.other["Pid"])
 	if err == nil && pid > 0 && !s.members[pid] {
 		s.block(d.process, d.number, fmt.Sprintf("has a descriptor of process %d of the host, which is not in the pod", pid), "close it")
+	}
+	const pidfdThread = unix.O_EXCL // linux/pidfd.h
+	if info.flags&pidfdThread != 0 {
+		s.block(d.process, d.number, "has a descriptor of a thread (PIDFD_THREAD)", "start the program so that it uses descriptors of processes")
 	}
 }
 
@@ -322,6 +413,18 @@ func (s *survey) checkMappings(p process) error {
 			}
 			if st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev != unix.Mkdev(1, 5) {
 				s.block(p, -1, fmt.Sprintf("has memory of the device %s mapped", path), "start the program so that it does not use the device")
+			}
+		case strings.HasPrefix(path, "/") && fields[len(fields)-1] == "(deleted)":
+			// Memory without a file looks the same, and has a size of its own.
+			if strings.HasPrefix(path, "/memfd:") || strings.HasPrefix(path, "/SYSV") || strings.HasPrefix(path, "/anon_hugepage") {
+				continue
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(p.proc("map_files", fields[0]), &st); err != nil {
+				continue // unmapped meanwhile
+			}
+			if large(st) {
+				s.blockLarge(p, -1, path, st)
 			}
 		default:
 			continue

@@ -20,6 +20,9 @@ func (s *survey) notePipe(d descriptor, link string, info fdinfo) {
 		ends = &pipeEnds{one: d}
 		s.pipes[link] = ends
 	}
+	if info.flags&unix.O_DIRECT != 0 {
+		s.block(d.process, d.number, "uses a pipe in packet mode (O_DIRECT)", "have the program use a socket pair (SOCK_SEQPACKET) for packets")
+	}
 	mode := info.flags & unix.O_ACCMODE
 	ends.read = ends.read || mode != unix.O_WRONLY
 	ends.write = ends.write || mode != unix.O_RDONLY

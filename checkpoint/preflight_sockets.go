@@ -2,7 +2,6 @@ package checkpoint
 
 import (
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,14 +30,19 @@ var transports = map[int]struct{ name, remedy string }{
 	unix.IPPROTO_L2TP:  {"L2TP", "end the tunnel"},
 }
 
-// checkSocket asks the socket itself, by a duplicate of the descriptor.
-func (s *survey) checkSocket(d descriptor) error {
+// duplicate makes a descriptor of this process for the same open file.
+func (d descriptor) duplicate() (int, error) {
 	pidfd, err := unix.PidfdOpen(d.process.pid, 0)
 	if err != nil {
-		return err
+		return -1, err
 	}
 	defer unix.Close(pidfd)
-	fd, err := unix.PidfdGetfd(pidfd, d.number, 0)
+	return unix.PidfdGetfd(pidfd, d.number, 0)
+}
+
+// checkSocket asks the socket itself, by a duplicate of the descriptor.
+func (s *survey) checkSocket(d descriptor) error {
+	fd, err := d.duplicate()
 	if err != nil {
 		return err
 	}
@@ -63,7 +67,9 @@ func (s *survey) checkSocket(d descriptor) error {
 			return nil
 		}
 		return s.checkInternet(d, fd, kind, protocol)
-	case unix.AF_NETLINK, unix.AF_PACKET:
+	case unix.AF_NETLINK:
+		return s.checkNetlink(d, fd)
+	case unix.AF_PACKET:
 	default:
 		name, ok := families[domain]
 		if !ok {
@@ -76,39 +82,6 @@ func (s *survey) checkSocket(d descriptor) error {
 
 // insideRemedy is for what connects the pod with the outside other than by TCP.
 const insideRemedy = "close it, or start the program with its input and output inside of the pod"
-
-// noteUnix keeps a unix socket for checkUnixSockets. One that was accepted from
-// outside belongs to the network namespace of the one that connected, and is
-// reported at once.
-func (s *survey) noteUnix(d descriptor, fd int, foreign bool) error {
-	if foreign {
-		// It tells who connected; 0 is a process outside of our pid namespace.
-		peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-		if err != nil {
-			return fmt.Errorf("asking a socket for its peer: %w", err)
-		}
-		s.leavesPod(d, int(peer.Pid))
-		return nil
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	if _, known := s.sockets[uint32(st.Ino)]; !known {
-		s.sockets[uint32(st.Ino)] = d
-	}
-	return nil
-}
-
-// leavesPod reports a unix connection to a process of the host, which is 0 if it
-// is not known.
-func (s *survey) leavesPod(d descriptor, peer int) {
-	if peer == os.Getpid() {
-		return // the caller's own, see Preflight
-	}
-	s.blockNow(d.process, d.number, "has a unix connection that leaves the pod, to "+hostProcess(peer),
-		"close it, use TCP, or run both ends in the pod")
-}
 
 // hostProcess names a process of the host.
 func hostProcess(pid int) string {
@@ -147,10 +120,49 @@ func (s *survey) checkInternet(d descriptor, fd, kind, protocol int) error {
 	switch protocol {
 	case unix.IPPROTO_TCP:
 		return s.checkTCP(d, fd)
-	case unix.IPPROTO_IP, unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+	case unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE:
+		return s.checkUDP(d, fd)
+	case unix.IPPROTO_IP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
 		return nil
 	}
 	s.block(d.process, d.number, fmt.Sprintf("uses internet protocol %d", protocol), "use TCP or UDP")
+	return nil
+}
+
+// checkUDP looks for a datagram that is being put together.
+func (s *survey) checkUDP(d descriptor, fd int) error {
+	cork, err := unix.GetsockoptInt(fd, unix.SOL_UDP, unix.UDP_CORK)
+	if err != nil {
+		return fmt.Errorf("asking a UDP socket whether it is corked: %w", err)
+	}
+	if cork != 0 {
+		s.blockNow(d.process, d.number, "holds a UDP datagram back (UDP_CORK)", "try again; if it remains, have the program use MSG_MORE")
+	}
+	return nil
+}
+
+// checkNetlink looks for unread answers of the kernel, and for memberships that
+// CRIU has no way to restore.
+func (s *survey) checkNetlink(d descriptor, fd int) error {
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if _, err := unix.Poll(poll, 0); err != nil {
+		return fmt.Errorf("polling a netlink socket: %w", err)
+	}
+	if poll[0].Revents&unix.POLLIN != 0 {
+		s.blockNow(d.process, d.number, "has messages of the kernel (netlink) that it has not read", "try again; if it remains, the program is stuck")
+	}
+	groups, err := unix.GetsockoptUint64(fd, unix.SOL_NETLINK, unix.NETLINK_LIST_MEMBERSHIPS)
+	if err != nil {
+		return fmt.Errorf("asking a netlink socket for its groups: %w", err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return fmt.Errorf("asking a netlink socket for its port: %w", err)
+	}
+	address, _ := name.(*unix.SockaddrNetlink)
+	if groups>>32 != 0 || groups != 0 && address != nil && address.Pid == 0 {
+		s.block(d.process, d.number, "listens to groups of netlink messages that can't be joined again", "end the program, or keep it from watching the network")
+	}
 	return nil
 }
 
@@ -185,59 +197,4 @@ func (s *survey) accepts(d descriptor, waiting uint32) bool {
 	w.last = waiting
 	s.waiting[key] = w
 	return w.accepts
-}
-
-// checkUnixSockets looks for unix connections that leave the pod, or that are
-// in a state CRIU has no way to restore.
-func (s *survey) checkUnixSockets() error {
-	if len(s.sockets) == 0 {
-		return nil
-	}
-	var sockets []unixSocket
-	err := inNetNS(fmt.Sprintf("/proc/%d/ns/net", s.init), func() error {
-		var err error
-		sockets, err = unixSockets()
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("listing unix sockets: %w", err)
-	}
-	here := make(map[uint32]bool)
-	for _, i := range sockets {
-		here[i.inode] = true
-	}
-	outside := make(map[string][]descriptor)
-	links := make(map[string]bool)
-	for _, i := range sockets {
-		d, ok := s.sockets[i.inode]
-		if !ok || !i.connected {
-			continue
-		}
-		switch {
-		case i.peer == 0:
-			// Nobody has a descriptor of the peer: either it is closed, then
-			// nothing waits for it; or it is still in the queue of a listener.
-			if i.unread > 0 {
-				s.blockNow(d.process, d.number, "sent data over a unix connection that is not accepted yet",
-					"try again; if it remains, the program that listens is stuck")
-			}
-		case !here[i.peer]:
-			// Unix sockets belong to the network namespace they were
-			// created in. One of the pod that is merely in flight, as
-			// a descriptor sent over another socket, is there.
-			link := fmt.Sprintf("socket:[%d]", i.peer)
-			outside[link] = append(outside[link], d)
-			links[link] = true
-		}
-	}
-	holders, err := s.outsideHolders(links)
-	if err != nil {
-		return err
-	}
-	for link, descriptors := range outside {
-		for _, d := range descriptors {
-			s.leavesPod(d, holders[link])
-		}
-	}
-	return nil
 }
