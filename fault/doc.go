@@ -1,0 +1,14 @@
+// Package fault makes a daemon fail at a named point when a test asks for it.
+// Only a build with the tag "faults" can: in any other one Watch and At are
+// empty functions, which the compiler removes.
+//
+// A test writes what is to happen into the file "faults" of the daemon's run
+// directory, one "POINT ACTION" a line, at any time. Every line is carried out
+// once and removed first, so a daemon that was killed by it can be started again.
+//
+// The points are "source:STAGE", "target:STAGE" and "proxy:STAGE" with the
+// stages of a move, at which that side begins the stage, and these between two
+// stages: "source:restore-asked", when the target may commit any time,
+// "source:committed", when the source has heard of the commit, and
+// "target:committed", when the pod is the target's but does not run yet.
+package fault
