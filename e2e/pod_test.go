@@ -22,6 +22,8 @@ import (
 type testPod struct {
 	t    *testing.T
 	name string
+	// removed says that the test has removed it.
+	removed bool
 }
 
 // podView is what the tests need of podctl inspect -o json.
@@ -92,6 +94,9 @@ func newShell(t *testing.T, suffix, script string) *testPod {
 
 // remove removes the pod, after showing its output if the test has failed.
 func (p *testPod) remove() {
+	if p.removed {
+		return
+	}
 	if p.t.Failed() {
 		r := podctl(p.t, "logs", "--tail", "30", p.name)
 		p.t.Logf("the end of pod %s's output:\n%s%s", p.name, r.stdout, r.stderr)

@@ -34,18 +34,21 @@ func TestPostgreSQL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	connect := []string{"-h", host, "-p", port, "-U", "postgres", "-d", "postgres"}
+	// client is a command line of PostgreSQL's, as the database's user postgres.
+	client := func(argv ...string) []string {
+		return append([]string{"env", "PGHOST=" + host, "PGPORT=" + port, "PGUSER=postgres", "PGDATABASE=postgres"}, argv...)
+	}
 	until(t, "the server accepts queries", func() error {
-		r := run(t, theLab.CommandContext(bounded(t), lab.Client, append([]string{"pg_isready"}, connect...)...))
+		r := run(t, theLab.CommandContext(bounded(t), lab.Client, client("pg_isready")...))
 		if r.code != 0 {
 			return fmt.Errorf("pg_isready: %s", r.stdout)
 		}
 		return nil
 	})
-	inClient(t, append([]string{"pgbench", "-i", "-q"}, connect...)...)
+	inClient(t, client("pgbench", "-i", "-q")...)
 
 	// It would run for an hour; its own alarm, sent early, ends it in order.
-	bench := theLab.CommandContext(bounded(t), lab.Client, append([]string{"pgbench", "-c", "4", "-P", "1", "-T", "3600"}, connect...)...)
+	bench := theLab.CommandContext(bounded(t), lab.Client, client("pgbench", "-c", "4", "-P", "1", "-T", "3600")...)
 	var summary strings.Builder
 	bench.Stdout = &summary
 	progress, err := bench.StderrPipe()
@@ -100,8 +103,8 @@ func TestPostgreSQL(t *testing.T) {
 		t.Error("transactions have failed")
 	}
 	// The sums are what the transactions left: pgbench's own invariant.
-	sums := inClient(t, append([]string{"psql", "-At", "-c", `select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)
-		and (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history)`}, connect...)...)
+	sums := inClient(t, client("psql", "-At", "-c", `select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)
+		and (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history)`)...)
 	if strings.TrimSpace(sums) != "t" {
 		t.Errorf("the sums of the tables agree: %q; want t", sums)
 	}

@@ -144,3 +144,11 @@ func (t *terminal) wait() int {
 		return 0
 	}
 }
+
+// resize gives the terminal another size, as dragging its window would.
+func (t *terminal) resize(rows, columns uint16) error {
+	if err := t.master.Resize(console.WinSize{Height: rows, Width: columns}); err != nil {
+		return err
+	}
+	return t.cmd.Process.Signal(syscall.SIGWINCH)
+}
