@@ -122,14 +122,15 @@ func Run(ctx context.Context, config Config) error {
 		closeListeners()
 		return err
 	}
-	if err := d.recover(ctx); err != nil {
-		closeListeners()
-		return err
-	}
+	// A podd that bears another one's name must not get to judge its pods.
 	registration, err := d.register(ctx)
 	if err != nil {
 		closeListeners()
 		return err
+	}
+	if err := d.recover(ctx); err != nil {
+		closeListeners()
+		return errors.Join(err, registration.Close())
 	}
 
 	handler := d.handler()
@@ -201,6 +202,14 @@ func (d *Daemon) register(ctx context.Context) (*directory.Registration, error) 
 		host.CRIU = d.engine.Version()
 	}
 	if err := describeMachine(&host); err != nil {
+		return nil, err
+	}
+	// The directory refuses a name that a live host elsewhere has. A second
+	// podd here, with directories of its own, would find none of the pods and
+	// declare them lost.
+	if known, err := d.dir.Host(ctx, d.Name); err == nil && known.Alive && known.API != host.API {
+		return nil, fmt.Errorf("%w: a live host %s at %s; give this one another --name", pod.ErrExists, d.Name, known.API)
+	} else if err != nil && !errors.Is(err, pod.ErrNotFound) {
 		return nil, err
 	}
 	return d.dir.RegisterHost(ctx, host)

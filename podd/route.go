@@ -34,6 +34,9 @@ const forwardedHeader = "Podd-Forwarded-By"
 
 type targetKey struct{}
 
+// target is where a call is passed on to.
+type target struct{ host, api string }
+
 // pingInterval is how long a connection to another daemon may be silent before
 // it is asked for a sign of life, and how long that may take.
 const pingInterval = 5 * time.Second
@@ -45,11 +48,12 @@ func newRouter(host string, podHost, hostAPI func(context.Context, string) (stri
 		FlushInterval: -1, // streams must not wait in a buffer
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Scheme = "http"
-			p.Out.URL.Host = p.In.Context().Value(targetKey{}).(string)
+			p.Out.URL.Host = p.In.Context().Value(targetKey{}).(target).api
 			p.Out.Header.Set(forwardedHeader, host)
 		},
 		ErrorHandler: func(w http.ResponseWriter, request *http.Request, err error) {
-			r.fail(w, request, fmt.Errorf("%w: the podd at %s: %w", pod.ErrUnavailable, request.Context().Value(targetKey{}), err))
+			to := request.Context().Value(targetKey{}).(target)
+			r.fail(w, request, fmt.Errorf("%w: the podd of host %s at %s: %w", pod.ErrUnavailable, to.host, to.api, err))
 		},
 	}
 	return r
@@ -96,10 +100,10 @@ func (r *router) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		r.local.ServeHTTP(w, request)
 		return
 	}
-	target, err := r.hostAPI(ctx, host)
+	address, err := r.hostAPI(ctx, host)
 	if err != nil {
 		r.fail(w, request, err)
 		return
 	}
-	r.forward.ServeHTTP(w, request.WithContext(context.WithValue(ctx, targetKey{}, target)))
+	r.forward.ServeHTTP(w, request.WithContext(context.WithValue(ctx, targetKey{}, target{host, address})))
 }

@@ -126,7 +126,7 @@ func TestRouterRefuses(t *testing.T) {
 	}{
 		"nobody":   {pod.ErrNotFound, "pod nobody"},
 		"lost":     {pod.ErrNotFound, "host never-joined"},
-		"stranded": {pod.ErrUnavailable, c.apis["down"]},
+		"stranded": {pod.ErrUnavailable, "host down at " + c.apis["down"]},
 	} {
 		if err := c.stop(t, "a", name); !errors.Is(err, want.sentinel) || !strings.Contains(err.Error(), want.text) {
 			t.Errorf("pod %s: got %v, want %v that says %q", name, err, want.sentinel, want.text)
