@@ -110,7 +110,10 @@ func (d *Directory) BeginMove(ctx context.Context, podName, target string) (*pod
 			StartedAt:   time.Now().UTC(),
 		}
 		m.Next.Host, m.Next.Physical = target, h.Physical
-		m.Next.Label, m.Next.Epoch = label, p.Binding.Epoch+1
+		// Above every epoch that was ever tried: what an aborted move has left
+		// on a host is never taken for a later one's.
+		p.TriedEpoch = max(p.TriedEpoch, p.Binding.Epoch) + 1
+		m.Next.Label, m.Next.Epoch = label, p.TriedEpoch
 		p.Phase, p.Move = pod.PhaseMoving, id
 
 		alive := []clientv3.Cmp{exists(hostAlive + source), exists(hostAlive + target)}

@@ -311,3 +311,29 @@ func TestReadAhead(t *testing.T) {
 		}
 	})
 }
+
+// TestEpochsAreNotReused: what an aborted move has left on a host must not be
+// taken for what a later one makes there.
+func TestEpochsAreNotReused(t *testing.T) {
+	d := newDirectory(t)
+	ctx := t.Context()
+	running(t, d, "alice", "a")
+	var last pod.Epoch = 1
+	for range 3 {
+		m := begin(t, d, "alice", "b")
+		if m.Next.Epoch <= last {
+			t.Errorf("epoch %d after %d", m.Next.Epoch, last)
+		}
+		last = m.Next.Epoch
+		if err := d.AbortMove(ctx, m.ID, pod.StageReserve, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := begin(t, d, "alice", "b")
+	if err := d.CommitMove(ctx, m.ID); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := d.Pod(ctx, "alice"); err != nil || p.Binding.Epoch <= last {
+		t.Errorf("pod %+v, error %v; want an epoch above %d", p, err, last)
+	}
+}

@@ -22,8 +22,9 @@ const (
 
 func (l Label) String() string { return fmt.Sprintf("%d", uint32(l)) }
 
-// Epoch numbers the incarnations of a pod, from 1. Only the directory raises
-// it, and only by compare-and-swap, so at most one holder of an epoch exists.
+// Epoch numbers the incarnations of a pod, from 1; attempts that came to nothing
+// leave gaps. Only the directory raises it, and only by compare-and-swap, so at
+// most one holder of an epoch exists.
 type Epoch uint64
 
 // Binding says where the current incarnation of a pod is. The directory holds

@@ -52,7 +52,7 @@ type Move struct {
 	Pod    string `json:"pod"`
 	Source string `json:"source"`
 	Target string `json:"target"`
-	// SourceEpoch is the incarnation that moves; the target's is one more.
+	// SourceEpoch is the incarnation that moves; the target's is higher.
 	SourceEpoch Epoch `json:"sourceEpoch"`
 	// Next is the binding that the commit puts in place.
 	Next  Binding   `json:"next"`

@@ -202,6 +202,9 @@ type Pod struct {
 	Spec    Spec    `json:"spec"`
 	Binding Binding `json:"binding"`
 	Phase   Phase   `json:"phase"`
+	// TriedEpoch is the highest epoch that any move of the pod was given,
+	// committed or not. An epoch is never given twice.
+	TriedEpoch Epoch `json:"triedEpoch,omitempty"`
 	// Reason explains PhaseFailed.
 	Reason string `json:"reason,omitempty"`
 	// ExitCode is the main command's, valid in PhaseStopped: 0 to 255,

@@ -375,6 +375,9 @@ func (d *Daemon) removePod(ctx context.Context, name string, force bool) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+		if p.left {
+			return fmt.Errorf("pod %s: %w: it has just moved to another host; try again", name, pod.ErrConflict)
+		}
 	}
 	return d.remove(ctx, name, record.Binding.Epoch)
 }
