@@ -4,75 +4,16 @@ package checkpoint
 
 import (
 	"bufio"
-	"encoding/hex"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"podd/pod"
 )
-
-// command lets the pod program do something.
-func (c *control) command(t *testing.T, words ...any) (int, string) {
-	t.Helper()
-	must(t, c.SetDeadline(time.Now().Add(waitLimit)))
-	fmt.Fprintln(c, words...)
-	line, err := c.in.ReadString('\n')
-	must(t, err)
-	var result int
-	_, err = fmt.Sscan(line, &result)
-	must(t, err)
-	_, text, _ := strings.Cut(strings.TrimSpace(line), " ")
-	return result, text
-}
-
-// do is command for something that must succeed.
-func (c *control) do(t *testing.T, words ...any) int {
-	t.Helper()
-	result, text := c.command(t, words...)
-	if result < 0 {
-		t.Fatalf("%v: %s", words, text)
-	}
-	return result
-}
-
-// give sends a descriptor to the pod and returns its number there.
-func (p *place) give(t *testing.T, fd int) int {
-	t.Helper()
-	c := p.connect(t)
-	defer c.Close()
-	_, _, err := c.WriteMsgUnix([]byte{0}, unix.UnixRights(fd), nil)
-	must(t, err)
-	var number int
-	_, err = fmt.Fscan(c, &number)
-	must(t, err)
-	return number
-}
-
-func (p *place) connect(t *testing.T) *net.UnixConn {
-	t.Helper()
-	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: filepath.Join(p.root, "tmp/give")})
-	must(t, err)
-	must(t, c.SetDeadline(time.Now().Add(waitLimit)))
-	return c
-}
-
-func (p *place) preflight(t *testing.T, pid int) []pod.Blocker {
-	t.Helper()
-	blockers, err := Preflight(t.Context(), pid, PreflightOptions{
-		Cgroup: p.freezer.Dir(), ExternalMounts: map[string]string{"/tmp": "tmp"},
-	})
-	must(t, err)
-	return blockers
-}
 
 // trouble is something that can't be carried.
 type trouble struct {
@@ -213,6 +154,69 @@ func TestPreflight(t *testing.T) {
 			}, true
 		}, "not accepted", ""},
 
+		{"unix connection not accepted and closed", func(t *testing.T) (int, int, func(), bool) {
+			address := "@" + hexBytes(append([]byte{unix.AF_UNIX, 0}, "/tmp/closed"...))
+			listener := c.do(t, "syscall", unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM, 0)
+			c.do(t, "syscall", unix.SYS_BIND, listener, address, 14)
+			c.do(t, "syscall", unix.SYS_LISTEN, listener, 5)
+			client := c.do(t, "syscall", unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM, 0)
+			c.do(t, "syscall", unix.SYS_CONNECT, client, address, 14)
+			c.do(t, "syscall", unix.SYS_CLOSE, client)
+			return listener, 1, func() { c.do(t, "syscall", unix.SYS_CLOSE, listener) }, true
+		}, "closed already", ""},
+
+		{"message with its time", func(t *testing.T) (int, int, func(), bool) {
+			address := "@" + hexBytes(append([]byte{unix.AF_UNIX, 0}, "/tmp/timed"...))
+			fd := c.do(t, "syscall", unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+			c.do(t, "syscall", unix.SYS_BIND, fd, address, 13)
+			c.do(t, "syscall", unix.SYS_SETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_TIMESTAMP, "@01000000", 4)
+			if b := s.preflight(t, p.pid); len(b) > 0 {
+				t.Errorf("without a message it is harmless, but: %+v", b)
+			}
+			c.do(t, "syscall", unix.SYS_SENDTO, fd, "@61", 1, 0, address, 13)
+			return fd, 1, func() { c.do(t, "syscall", unix.SYS_CLOSE, fd) }, true
+		}, "SO_TIMESTAMP", ""},
+
+		{"corked UDP", func(t *testing.T) (int, int, func(), bool) {
+			fd := c.do(t, "syscall", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM, 0)
+			c.do(t, "syscall", unix.SYS_SETSOCKOPT, fd, unix.SOL_UDP, unix.UDP_CORK, "@01000000", 4)
+			return fd, 1, func() { c.do(t, "syscall", unix.SYS_CLOSE, fd) }, true
+		}, "UDP_CORK", ""},
+
+		{"netlink group of a high number", func(t *testing.T) (int, int, func(), bool) {
+			fd := c.do(t, "syscall", unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
+			c.do(t, "syscall", unix.SYS_BIND, fd, "@100000000000000001000000", 12)
+			if b := s.preflight(t, p.pid); len(b) > 0 {
+				t.Errorf("group 1 is harmless, but: %+v", b)
+			}
+			c.do(t, "syscall", unix.SYS_SETSOCKOPT, fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, "@21000000", 4)
+			return fd, 1, func() { c.do(t, "syscall", unix.SYS_CLOSE, fd) }, true
+		}, "groups of netlink", ""},
+
+		{"netlink group without a port", func(t *testing.T) (int, int, func(), bool) {
+			fd := c.do(t, "syscall", unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
+			c.do(t, "syscall", unix.SYS_SETSOCKOPT, fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, "@01000000", 4)
+			return fd, 1, func() { c.do(t, "syscall", unix.SYS_CLOSE, fd) }, true
+		}, "groups of netlink", ""},
+
+		{"large deleted file", func(t *testing.T) (int, int, func(), bool) {
+			fd := c.do(t, "syscall", unix.SYS_OPEN, "@"+hexBytes([]byte("/tmp/large")), unix.O_RDWR|unix.O_CREAT, 0o600)
+			c.do(t, "syscall", unix.SYS_FALLOCATE, fd, 0, 0, ghostLimit+1)
+			if b := s.preflight(t, p.pid); len(b) > 0 {
+				t.Errorf("with its name it is harmless, but: %+v", b)
+			}
+			c.do(t, "syscall", unix.SYS_UNLINK, "@"+hexBytes([]byte("/tmp/large")))
+			return fd, 1, func() { c.do(t, "syscall", unix.SYS_CLOSE, fd) }, true
+		}, "/tmp/large, a deleted file of more than 256 MiB", ""},
+
+		{"thread's descriptor", inPod(unix.SYS_PIDFD_OPEN, 1, unix.O_EXCL), "descriptor of a thread", ""},
+
+		{"no first thread", func(t *testing.T) (int, int, func(), bool) {
+			pid := c.do(t, "spawn", 0, "headless")
+			eventually(t, "the first thread ends", func() bool { return len(s.preflight(t, p.pid)) > 0 })
+			return -1, pid, func() { c.do(t, "kill", pid) }, true
+		}, "first thread", ""},
+
 		{"TCP connection not accepted", func(t *testing.T) (int, int, func(), bool) {
 			listener := c.do(t, "syscall", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_STREAM, 0)
 			c.do(t, "syscall", unix.SYS_BIND, listener, "@02000009", 16) // port 9
@@ -293,76 +297,4 @@ func TestPreflight(t *testing.T) {
 		t.Errorf("blockers are left: %+v", b)
 	}
 	unharmed(t, c, was)
-}
-
-func hexBytes(b []byte) string { return hex.EncodeToString(b) }
-
-// perfAttr is a struct perf_event_attr for the software clock.
-func perfAttr() []byte {
-	b := make([]byte, 64)
-	b[0] = unix.PERF_TYPE_SOFTWARE
-	b[4] = 64
-	b[8] = unix.PERF_COUNT_SW_TASK_CLOCK
-	return b
-}
-
-// openTun makes an interface in the namespace of this process.
-func openTun() (int, error) {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	ifreq, err := unix.NewIfreq("poddtun%d")
-	if err != nil {
-		return -1, err
-	}
-	ifreq.SetUint16(unix.IFF_TUN)
-	return fd, unix.IoctlIfreq(fd, unix.TUNSETIFF, ifreq)
-}
-
-// inMountNS calls f on a thread that is in the mount namespace of a process.
-func inMountNS(pid int, f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		done <- func() error {
-			ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(ns)
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return err
-			}
-			if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
-				return err
-			}
-			return f()
-		}()
-	}()
-	return <-done
-}
-
-// startInPod starts a process in the pod as runc exec does: its parent is outside.
-func startInPod(t *testing.T, p *place, pid int) *exec.Cmd {
-	t.Helper()
-	cmd := exec.Command(filepath.Join(p.root, "bin/program"), "wait")
-	cmd.Env = []string{"GODEBUG=containermaxprocs=0"}
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		done <- func() error {
-			ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/pid", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(ns)
-			if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
-				return err
-			}
-			return cmd.Start()
-		}()
-	}()
-	must(t, <-done)
-	return cmd
 }

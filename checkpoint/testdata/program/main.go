@@ -6,12 +6,15 @@
 //	state                 tells what is to be equal before and after a move
 //	syscall NUMBER ARG... makes a system call; @HEX is a pointer to these bytes
 //	spawn FLAGS [trace]   starts a process with these clone flags
+//	spawn 0 headless      starts one that ends its first thread
 //	kill PID              ends it
 //
 // It keeps the descriptors sent to the unix socket /tmp/give, one per
 // connection, and answers with their numbers.
 //
 //	program ROOT MEBIBYTES
+//	program session BASE SCRIPT
+//	program headless
 //	program wait
 //	program connect SOCKET
 package main
@@ -36,11 +39,27 @@ import (
 	"unsafe"
 )
 
+func init() {
+	runtime.LockOSThread() // main stays on the first thread
+}
+
 func main() {
 	if os.Args[1] == "connect" {
 		c, err := net.Dial("unix", os.Args[2])
 		fmt.Println("connected", err)
 		defer c.Close()
+	}
+	switch os.Args[1] {
+	case "session":
+		fmt.Fprintln(os.Stderr, "program:", session(os.Args[2], os.Args[3]))
+		os.Exit(1)
+	case "init":
+		fmt.Fprintln(os.Stderr, "program:", sessionInit(os.Args[2]))
+		os.Exit(1)
+	}
+	if os.Args[1] == "headless" {
+		go func() { select {} }()
+		syscall.RawSyscall(syscall.SYS_EXIT, 0, 0, 0) // of this thread, which is the first
 	}
 	if os.Args[1] == "wait" || os.Args[1] == "connect" {
 		for {
@@ -92,7 +111,7 @@ func run(root, mebibytes string) error {
 			case "syscall":
 				fmt.Fprintln(c, systemCall(words[1:]))
 			case "spawn":
-				fmt.Fprintln(c, spawn(words[1], len(words) > 2))
+				fmt.Fprintln(c, spawn(words[1], append(words, "")[2]))
 			case "kill":
 				pid, _ := strconv.Atoi(words[1])
 				syscall.Kill(pid, syscall.SIGKILL)
@@ -225,13 +244,17 @@ func systemCall(words []string) string {
 // buffers keeps what was passed to the kernel.
 var buffers [][]byte
 
-func spawn(flags string, trace bool) string {
+func spawn(flags, manner string) string {
 	n, err := strconv.ParseUint(flags, 0, 64)
 	if err != nil {
 		return fmt.Sprint(-1, err)
 	}
-	cmd := exec.Command("/bin/program", "wait")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: uintptr(n), Ptrace: trace}
+	mode := "wait"
+	if manner == "headless" {
+		mode = manner
+	}
+	cmd := exec.Command("/bin/program", mode)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: uintptr(n), Ptrace: manner == "trace"}
 	started := make(chan error)
 	go func() {
 		// A tracer is a thread, and must stay.
