@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ import (
 	poddv1 "podd/api/podd/v1"
 	"podd/api/podd/v1/poddv1connect"
 	"podd/checkpoint"
+	"podd/fault"
 	"podd/pod"
 	"podd/version"
 )
@@ -148,6 +150,13 @@ func diskUsage(root string) (int64, error) {
 	return total, err
 }
 
+// checkTimeout bounds the target's half of preflight, which may have to read
+// every mapped program; holdTimeout bounds the wait for the proxy.
+const (
+	checkTimeout = 30 * time.Second
+	holdTimeout  = 3 * time.Second
+)
+
 // askTarget sends the target what it needs to judge.
 func (d *Daemon) askTarget(ctx context.Context, p *localPod, check *moveCheck) ([]pod.Blocker, error) {
 	self, err := d.dir.Host(ctx, d.Name)
@@ -162,6 +171,8 @@ func (d *Daemon) askTarget(ctx context.Context, p *localPod, check *moveCheck) (
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
 	response, err := d.targetClient(check.target).CheckTarget(ctx, connect.NewRequest(&poddv1.CheckTargetRequest{
 		Spec: api.SpecToProto(check.pod.Spec), Kernel: self.Kernel, CriuVersion: int32(self.CRIU), Version: version.String(),
 		CpuFlags: flags, MemoryBytes: check.memoryBytes, FileBytes: check.fileBytes, MappedFiles: mapped,
@@ -182,6 +193,8 @@ func (d *Daemon) holdAtProxy(ctx context.Context, move string) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, holdTimeout)
+	defer cancel()
 	client := poddv1connect.NewProxyServiceClient(d.httpClient, "http://"+proxy.API.String(), api.ClientOptions())
 	_, err = client.Hold(ctx, connect.NewRequest(&poddv1.HoldRequest{Move: move}))
 	return err
@@ -249,6 +262,9 @@ type targetService struct{ d *Daemon }
 
 // CheckTarget is the target's half of preflight.
 func (s *targetService) CheckTarget(ctx context.Context, r *connect.Request[poddv1.CheckTargetRequest]) (*connect.Response[poddv1.CheckTargetResponse], error) {
+	if err := fault.At("target:"+string(pod.StagePreflight), nil); err != nil {
+		return nil, err
+	}
 	blockers, err := s.d.checkTarget(ctx, r.Msg)
 	if err != nil {
 		return nil, err

@@ -7,11 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"podd/checkpoint"
 	"podd/directory"
+	"podd/fault"
 	"podd/namespace"
 	"podd/pod"
 )
@@ -23,6 +25,7 @@ var errRestarted = errors.New("podd was restarted meanwhile")
 // recover brings this host to what the directory says: pods that live are
 // taken over, what ended is recorded, what is nobody's is removed.
 func (d *Daemon) recover(ctx context.Context) error {
+	fault.Watch(d.RunDir)
 	view, err := d.dir.View(ctx)
 	if err != nil {
 		return err
@@ -35,6 +38,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 		return err
 	}
 	wanted := map[incarnation]bool{}
+	var failed []*pod.Pod
 	for _, record := range view.Pods {
 		if record.Binding.Host != d.Name {
 			continue
@@ -42,16 +46,50 @@ func (d *Daemon) recover(ctx context.Context) error {
 		epoch := record.Binding.Epoch
 		wanted[incarnation{record.Name(), epoch}] = true
 		if err := d.recoverPod(ctx, view, record); err != nil {
-			d.log.Error("taking over a pod failed", "pod", record.Name(), "error", err)
+			d.log.Error("taking over a pod failed; it is tried again", "pod", record.Name(), "error", err)
+			failed = append(failed, record)
 		}
 	}
 	if err := d.removeLeftovers(ctx, wanted); err != nil {
 		return err
 	}
-	if err := d.removeImages(); err != nil {
+	if err := d.removeImages(view, failed); err != nil {
 		return err
 	}
+	if len(failed) > 0 {
+		d.background(func(ctx context.Context) { d.recoverLater(ctx, failed) })
+	}
 	return d.finishMoves(ctx, view)
+}
+
+// recoverLater goes on taking over pods, as the proxy may be missing, or memory.
+func (d *Daemon) recoverLater(ctx context.Context, pods []*pod.Pod) {
+	for len(pods) > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(recoverRetry):
+		}
+		view, err := d.dir.View(ctx)
+		if err != nil {
+			d.log.Warn("taking over pods has to wait", "error", err)
+			continue
+		}
+		pods = slices.DeleteFunc(pods, func(old *pod.Pod) bool {
+			record := view.Pods[old.Name()]
+			if record == nil || record.Binding != old.Binding {
+				return true
+			}
+			if _, err := d.localPod(old.Name()); err == nil {
+				return true
+			}
+			if err := d.recoverPod(ctx, view, record); err != nil {
+				d.log.Error("taking over a pod failed again", "pod", record.Name(), "error", err)
+				return false
+			}
+			return true
+		})
+	}
 }
 
 // incarnation names one incarnation of a pod.
@@ -126,7 +164,7 @@ func (d *Daemon) recoverPod(ctx context.Context, view *directory.View, record *p
 	pid, running := container.PID()
 	if !running && images != "" {
 		log.Warn("restoring a pod whose move here was committed when podd stopped")
-		return d.restoreCommitted(ctx, container, images)
+		return d.restoreCommitted(ctx, container, record.Binding, images)
 	}
 	if !running {
 		return d.recordEnd(ctx, record, container)
@@ -249,6 +287,9 @@ func (d *Daemon) unusedImages(view *directory.View, record *pod.Pod) (string, er
 	return "", nil
 }
 
+// recoverRetry is the pause between attempts to take over a pod.
+const recoverRetry = 2 * time.Second
+
 // criuPoll is how often it is looked whether a CRIU that lost its podd has ended.
 const criuPoll = 10 * time.Millisecond
 
@@ -288,8 +329,8 @@ func hasCRIU(dir string) (bool, error) {
 }
 
 // restoreCommitted lets a pod run here from images that a move has left. Its
-// files and its network are still as the move made them.
-func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Container, images string) error {
+// files are still as the move made them.
+func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Container, binding pod.Binding, images string) error {
 	if d.engine == nil {
 		return d.engineErr
 	}
@@ -298,7 +339,12 @@ func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Cont
 		return err
 	}
 	nsPath := d.netnsPath(container.Name(), container.Epoch())
-	if err := network.Block(nsPath); err != nil {
+	// With the copy that died, sockets went away to which packets were let in
+	// already. The answers wait in the NIC's queue, and must not leave it.
+	if err := network.Detach(nsPath); err != nil {
+		return err
+	}
+	if err := d.attachNetwork(network, nsPath, binding, true); err != nil {
 		return err
 	}
 	restore, err := d.prepareRestore(ctx, container, network, images)
@@ -314,21 +360,36 @@ func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Cont
 		return errors.Join(err, restore.Abort())
 	}
 	if err := restore.Commit(ctx); err != nil {
-		return err
+		if _, running := container.PID(); !running {
+			return err
+		}
+		d.log.Error("letting the pod's packets through failed", "pod", container.Name(), "error", err)
 	}
 	d.track(container.Name(), container.Epoch(), container)
 	return nil
 }
 
-// removeImages removes what moves before this start have left: nothing of it is
-// of use any more.
-func (d *Daemon) removeImages() error {
+// removeImages removes what moves before this start have left. Only images of
+// pods that could not be taken over yet are still of use.
+func (d *Daemon) removeImages(view *directory.View, failed []*pod.Pod) error {
+	keep := map[string]bool{}
+	for _, record := range failed {
+		images, err := d.unusedImages(view, record)
+		if err != nil {
+			return err
+		}
+		keep[images] = true
+	}
 	entries, err := os.ReadDir(d.imagesDir())
 	if err != nil {
 		return fmt.Errorf("looking for old images: %w", err)
 	}
 	for _, e := range entries {
-		if err := os.RemoveAll(filepath.Join(d.imagesDir(), e.Name())); err != nil {
+		path := filepath.Join(d.imagesDir(), e.Name())
+		if keep[path] {
+			continue
+		}
+		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("removing old images: %w", err)
 		}
 	}

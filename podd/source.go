@@ -12,6 +12,7 @@ import (
 	poddv1 "podd/api/podd/v1"
 	"podd/checkpoint"
 	"podd/directory"
+	"podd/fault"
 	"podd/filesync"
 	"podd/namespace"
 	"podd/pod"
@@ -32,9 +33,8 @@ const (
 	// drainPoll is the pause between two looks.
 	drainTimeout = 500 * time.Millisecond
 	drainPoll    = time.Millisecond
-	// settleRetry is how often the directory is asked again for the outcome
-	// of a move while it can't be reached.
-	settleRetry = 200 * time.Millisecond
+	// lastWords bounds the wait for the reason why the target hung up.
+	lastWords = time.Second
 	// cleanupTimeout bounds what is done after a move was decided.
 	cleanupTimeout = 30 * time.Second
 )
@@ -79,6 +79,9 @@ func (d *Daemon) movePod(ctx context.Context, name, target string, report func(p
 	d.tasks.Go(func() { m.clock.watch(watching) })
 
 	m.clock.begin(pod.StagePreflight)
+	if err := m.at(pod.StagePreflight); err != nil {
+		return nil, fmt.Errorf("preflight: %w", err)
+	}
 	check, err := d.checkMove(ctx, name, target)
 	if err != nil {
 		return nil, fmt.Errorf("preflight: %w", err)
@@ -135,7 +138,9 @@ func (m *sourceMove) run(ctx context.Context) error {
 	if err := m.reserve(ctx); err != nil {
 		return err
 	}
-	m.begin(ctx, pod.StagePresync)
+	if err := m.begin(ctx, pod.StagePresync); err != nil {
+		return err
+	}
 	for range presyncPasses {
 		sent, err := m.syncFiles(ctx, false)
 		m.receipt.PresyncFileBytes += sent
@@ -149,7 +154,9 @@ func (m *sourceMove) run(ctx context.Context) error {
 	if err := m.prepareDump(ctx); err != nil {
 		return err
 	}
-	m.begin(ctx, pod.StageHold)
+	if err := m.begin(ctx, pod.StageHold); err != nil {
+		return err
+	}
 	if err := m.hold(ctx); err != nil {
 		return err
 	}
@@ -161,20 +168,42 @@ func (m *sourceMove) run(ctx context.Context) error {
 		return err
 	}
 	m.clock.begin(pod.StageTransfer)
+	if err := m.at(pod.StageTransfer); err != nil {
+		return err
+	}
 	if err := m.transfer(ctx); err != nil {
 		return err
 	}
 	m.clock.begin(pod.StageRestore)
+	if err := m.at(pod.StageRestore); err != nil {
+		return err
+	}
 	return m.restore()
+}
+
+// at lets a test make this side fail.
+func (m *sourceMove) at(point pod.Stage) error {
+	if m.conn == nil {
+		return fault.At("source:"+string(point), nil)
+	}
+	return fault.At("source:"+string(point), m.conn)
 }
 
 // begin also writes the stage into the journal. It is used while the pod
 // runs; afterwards a write would lengthen the freeze.
-func (m *sourceMove) begin(ctx context.Context, stage pod.Stage) {
+func (m *sourceMove) begin(ctx context.Context, stage pod.Stage) error {
 	m.clock.begin(stage)
-	if err := m.d.dir.SetMoveStage(ctx, m.move.ID, stage); err != nil {
+	if err := m.at(stage); err != nil {
+		return err
+	}
+	err := m.d.dir.SetMoveStage(ctx, m.move.ID, stage)
+	if errors.Is(err, directory.ErrAborted) {
+		return err
+	}
+	if err != nil {
 		m.log.Warn("writing the stage into the journal failed", "stage", stage, "error", err)
 	}
+	return nil
 }
 
 func (m *sourceMove) send(message *poddv1.SourceMessage) error {
@@ -186,14 +215,18 @@ func (m *sourceMove) send(message *poddv1.SourceMessage) error {
 
 // reserve connects to the target and waits until everything there is ready.
 func (m *sourceMove) reserve(ctx context.Context) error {
-	var err error
-	if m.conn, err = dialTransfer(ctx, m.target.API); err != nil {
+	conn, err := dialTransfer(ctx, m.target.API)
+	if err != nil {
 		return err
 	}
+	m.conn = conn
 	// The conversation has no deadline of its own while bytes flow; it ends
-	// with the daemon.
-	stop := context.AfterFunc(m.d.ctx, func() { m.conn.Close() })
-	m.undo = append(m.undo, func() { stop(); m.conn.Close() })
+	// with the daemon, or when the other one is gone.
+	dismiss := m.d.guardTransfer(conn, m.move, m.move.Target)
+	m.undo = append(m.undo, func() { dismiss(); conn.Close() })
+	if err := m.at(pod.StageReserve); err != nil {
+		return err
+	}
 	err = m.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Reserve{
 		Reserve: &poddv1.Reserve{Protocol: transferVersion, Move: m.move.ID},
 	}})
@@ -267,13 +300,16 @@ func (m *sourceMove) prepareDump(ctx context.Context) error {
 				if m.frozen.IsZero() {
 					m.clock.begin(pod.StageFreeze)
 					m.frozen = time.Now()
+					if err := m.at(pod.StageFreeze); err != nil {
+						return err
+					}
 				}
 				return freezer.Freeze(ctx)
 			},
 			Thaw: freezer.Thaw,
 			Block: func() error {
 				m.clock.begin(pod.StageDump)
-				return m.network.Block(nsPath)
+				return errors.Join(m.network.Block(nsPath), m.at(pod.StageDump))
 			},
 			Unblock: func() error { return m.network.Unblock(nsPath) },
 		},
@@ -361,6 +397,9 @@ func (m *sourceMove) restore() error {
 	if err := m.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Restore{Restore: &poddv1.Restore{}}}); err != nil {
 		return err
 	}
+	if err := m.at("restore-asked"); err != nil {
+		return err
+	}
 	reply, err := m.conn.expect()
 	if err != nil {
 		return err
@@ -369,11 +408,17 @@ func (m *sourceMove) restore() error {
 		return fmt.Errorf("talking to host %s: unexpected answer to restore", m.move.Target)
 	}
 	m.clock.begin(pod.StageCommit)
+	if err := m.at(pod.StageCommit); err != nil {
+		return err
+	}
 	if reply, err = m.conn.expect(); err != nil {
 		return err
 	}
 	if reply.GetCommitted() == nil {
 		return fmt.Errorf("talking to host %s: unexpected answer instead of the commit", m.move.Target)
+	}
+	if err := m.at("committed"); err != nil {
+		return err
 	}
 	m.clock.begin(pod.StageRelease)
 	// The target runs whether or not it can say so.
@@ -396,37 +441,56 @@ func (m *sourceMove) fail(cause error) error {
 	m.log.Warn("move fails", "stage", stage, "error", cause)
 	// The directory decides before the source runs again. If the restore was
 	// never asked for, there is nothing to decide and no reason to wait.
+	if !m.asked {
+		m.resume()
+	}
+	cause = m.reason(cause)
+	if errors.As(cause, &at) {
+		stage = at.stage
+	}
+	committed, err := m.settle(stage, cause)
+	switch {
+	case committed:
+		m.log.Warn("the target had committed before the failure", "error", cause)
+		return nil
+	case err != nil && m.asked:
+		// podd stops. The pod stays frozen, and the next start asks again.
+		return fmt.Errorf("%s: %w; whether pod %s is on host %s or %s is not known: %w", stage, cause, m.move.Pod, m.move.Source, m.move.Target, err)
+	case err != nil:
+		m.log.Error("the move could not be recorded as aborted; the next start does it", "error", err)
+	}
 	if m.asked {
-		if committed := m.settle(stage, cause); committed {
-			m.log.Warn("the target had committed before the failure", "error", cause)
-			return nil
-		}
 		m.resume()
-	} else {
-		m.resume()
-		m.settle(stage, cause)
 	}
 	m.cleanup()
 	return fmt.Errorf("%s: %w; pod %s goes on running on host %s", stage, cause, m.move.Pod, m.move.Source)
 }
 
-// settle aborts the move in the directory, for as long as it takes to reach
-// it, and reports whether the target had committed.
-func (m *sourceMove) settle(stage pod.Stage, cause error) (committed bool) {
-	ctx := context.WithoutCancel(m.d.ctx)
-	for {
-		err := m.d.dir.AbortMove(ctx, m.move.ID, stage, cause)
-		switch {
-		case err == nil:
-			return false
-		case errors.Is(err, directory.ErrCommitted):
-			return true
-		case !m.asked && m.d.ctx.Err() != nil:
-			return false // the next start aborts it
-		}
-		m.log.Error("the directory can't be asked how the move stands; the pod stays frozen until it can", "error", err)
-		time.Sleep(settleRetry)
+// reason finds out why the target ended the conversation, if that is how the
+// move failed: its last message may still be there to be read.
+func (m *sourceMove) reason(cause error) error {
+	if m.conn == nil || errors.Is(cause, os.ErrDeadlineExceeded) || !isBroken(cause) {
+		return cause
 	}
+	if err := m.conn.SetReadDeadline(time.Now().Add(lastWords)); err != nil {
+		return cause
+	}
+	for {
+		_, err := m.conn.expect()
+		var at *stageError
+		if errors.As(err, &at) {
+			return err
+		}
+		if err != nil {
+			return cause
+		}
+	}
+}
+
+// settle aborts the move in the directory and reports whether the target had
+// committed.
+func (m *sourceMove) settle(stage pod.Stage, cause error) (committed bool, err error) {
+	return m.d.settleMove(m.log, m.move.ID, stage, cause)
 }
 
 // resume lets the pod go on where it was.
@@ -446,6 +510,9 @@ func (m *sourceMove) finish() {
 	if err := m.dump.Commit(ctx); err != nil {
 		m.log.Error("ending the source's copy failed", "error", err)
 	}
+	if err := m.at(pod.StageRelease); err != nil {
+		m.log.Error("cleaning up after the move meets an error", "error", err)
+	}
 	m.cleanup()
 	m.d.forget(m.pod)
 	m.pod.left = true
@@ -457,9 +524,30 @@ func (m *sourceMove) finish() {
 	m.receipt.Stages = m.clock.finish()
 	m.receipt.Total = time.Since(m.clock.start)
 	if err := m.d.dir.FinishMove(ctx, m.move.ID, &m.receipt); err != nil {
-		m.log.Error("writing the receipt failed", "error", err)
+		m.log.Warn("writing the receipt failed; trying again", "error", err)
+		m.d.background(m.finishLater)
 	}
 	m.log.Info("move done", "target", m.move.Target, "freeze", m.receipt.Freeze, "total", m.receipt.Total)
+}
+
+// finishLater closes the move in the directory once that answers again: until
+// then the pod can't be moved back here.
+func (m *sourceMove) finishLater(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return // the next start closes it
+		case <-time.After(directoryRetry):
+		}
+		err := m.d.dir.FinishMove(ctx, m.move.ID, &m.receipt)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, pod.ErrUnavailable) {
+			m.log.Error("writing the receipt failed", "error", err)
+			return
+		}
+	}
 }
 
 // cleanup removes what the move itself needed, in any outcome.

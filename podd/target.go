@@ -13,7 +13,7 @@ import (
 
 	poddv1 "podd/api/podd/v1"
 	"podd/checkpoint"
-	"podd/directory"
+	"podd/fault"
 	"podd/filesync"
 	"podd/namespace"
 	"podd/pod"
@@ -41,6 +41,10 @@ type targetMove struct {
 	committed bool
 	// adoptErr is why the pod's record on this host could not be written.
 	adoptErr error
+	// again says that the pod was restored a second time, or should have been.
+	again bool
+	// dismiss ends the guard of the connection.
+	dismiss func()
 }
 
 // serveTransfer is the target's end of the connection of a move.
@@ -54,13 +58,15 @@ func (d *Daemon) serveTransfer(w http.ResponseWriter, r *http.Request) {
 	d.tasks.Add(1)
 	defer d.tasks.Done()
 	stop := context.AfterFunc(d.ctx, func() { conn.Close() })
-	defer stop()
-
-	m := &targetMove{d: d, log: d.log, conn: conn, stage: pod.StageReserve}
+	m := &targetMove{d: d, log: d.log, conn: conn, stage: pod.StageReserve, dismiss: func() { stop() }}
+	defer func() { m.dismiss() }()
 	if err := m.run(d.ctx); err != nil {
 		m.fail(err)
 	}
 }
+
+// at lets a test make this side fail.
+func (m *targetMove) at(point pod.Stage) error { return fault.At("target:"+string(point), m.conn) }
 
 // run follows the source's messages up to the end of the move.
 func (m *targetMove) run(ctx context.Context) error {
@@ -88,6 +94,8 @@ func (m *targetMove) run(ctx context.Context) error {
 			m.stage = pod.StagePresync
 			if message.GetFiles().GetFinal() {
 				m.stage = pod.StageTransfer
+			} else if err := m.at(m.stage); err != nil {
+				return err
 			}
 			stats, err := m.sink.Apply(ctx, m.conn)
 			if err != nil {
@@ -98,11 +106,17 @@ func (m *targetMove) run(ctx context.Context) error {
 			}
 		case message.GetMemory() != nil:
 			m.stage = pod.StageDump
+			if err := m.at(m.stage); err != nil {
+				return err
+			}
 			if _, err := checkpoint.ReceivePages(ctx, m.conn, m.images, m.pageLimits()); err != nil {
 				return fmt.Errorf("receiving memory: %w", err)
 			}
 		case message.GetImages() != nil:
 			m.stage = pod.StageTransfer
+			if err := m.at(m.stage); err != nil {
+				return err
+			}
 			if _, err := checkpoint.ReceiveImages(ctx, m.conn, m.images, checkpoint.ImageLimits{Bytes: maxImageBytes, Files: maxImageFiles}); err != nil {
 				return fmt.Errorf("receiving images: %w", err)
 			}
@@ -152,7 +166,12 @@ func (m *targetMove) reserve(ctx context.Context, id string) error {
 		return err
 	}
 	m.move = move
+	m.dismiss()
+	m.dismiss = m.d.guardTransfer(m.conn, move, move.Source)
 	m.log.Info("a pod is coming", "source", move.Source)
+	if err := m.at(m.stage); err != nil {
+		return err
+	}
 	network, err := m.d.net(ctx)
 	if err != nil {
 		return err
@@ -202,6 +221,9 @@ func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Contai
 func (m *targetMove) finish(ctx context.Context) error {
 	m.stage = pod.StageRestore
 	begin := time.Now()
+	if err := m.at(m.stage); err != nil {
+		return err
+	}
 	// Nobody but overlay may write to its layers once it is mounted, so this
 	// waits for the last file.
 	err := m.container.Mount()
@@ -221,6 +243,9 @@ func (m *targetMove) finish(ctx context.Context) error {
 	}
 	m.stage = pod.StageCommit
 	begin = time.Now()
+	if err := m.at(m.stage); err != nil {
+		return err
+	}
 	// The proxy lets the packets go that it holds as soon as it sees the
 	// commit, and the sockets are ready for them.
 	if err := m.network.Admit(m.d.netnsPath(m.move.Pod, m.move.Next.Epoch)); err != nil {
@@ -240,7 +265,13 @@ func (m *targetMove) finish(ctx context.Context) error {
 	m.stage = pod.StageRelease
 	begin = time.Now()
 	// There is no way back: whatever fails now is reported and lived with.
+	if err := m.at("committed"); err != nil {
+		m.log.Error("letting the pod run meets an error", "error", err)
+	}
 	m.resume()
+	if err := m.at(m.stage); err != nil {
+		m.log.Error("taking over the pod meets an error", "error", err)
+	}
 	running := time.Since(begin)
 	// The source measures the freeze by these two, so they go first and
 	// together; if it has gone, the directory tells it.
@@ -258,9 +289,17 @@ func (m *targetMove) finish(ctx context.Context) error {
 
 // resume lets the pod run. From then on its images are of the past.
 func (m *targetMove) resume() {
-	if err := m.restore.Commit(context.WithoutCancel(m.d.ctx)); err != nil {
+	ctx := context.WithoutCancel(m.d.ctx)
+	if err := m.restore.Commit(ctx); err != nil {
 		m.log.Error("letting the pod run failed", "error", err)
-		return
+		if _, running := m.container.PID(); !running {
+			// The source's copy must not run again, but the images are whole.
+			if m.again, err = true, m.restoreAgain(ctx); err != nil {
+				m.log.Error("restoring the pod once more failed; the next start of podd tries again", "images", m.images, "error", err)
+				m.images = "" // kept
+				return
+			}
+		}
 	}
 	past := m.images + "-done"
 	if err := os.Rename(m.images, past); err != nil {
@@ -270,13 +309,25 @@ func (m *targetMove) resume() {
 	m.images = past
 }
 
+// restoreAgain restores the pod after a restore that broke after the commit.
+func (m *targetMove) restoreAgain(ctx context.Context) error {
+	m.log.Warn("restoring the pod once more")
+	container, err := m.d.runtime.Load(m.move.Pod, m.move.Next.Epoch)
+	if err != nil {
+		return err
+	}
+	return m.d.restoreCommitted(ctx, container, m.move.Next, m.images)
+}
+
 // takeOver makes the restored pod one of this host's.
 func (m *targetMove) takeOver() {
 	if m.adoptErr != nil {
 		m.log.Error("writing the pod's record failed; a restart of podd would not find it", "error", m.adoptErr)
 	}
-	m.d.track(m.move.Pod, m.move.Next.Epoch, m.container)
-	m.log.Info("the pod runs here", "epoch", m.move.Next.Epoch)
+	if !m.again {
+		m.d.track(m.move.Pod, m.move.Next.Epoch, m.container)
+		m.log.Info("the pod runs here", "epoch", m.move.Next.Epoch)
+	}
 	m.restore.Close()
 	m.removeImages()
 }
@@ -295,7 +346,12 @@ func (m *targetMove) fail(cause error) {
 	m.log.Warn("the move fails on the target", "stage", m.stage, "error", cause)
 	if m.asked && !m.committed {
 		// The reply to the commit may have been lost.
-		m.committed = m.settle(cause)
+		var err error
+		if m.committed, err = m.d.settleMove(m.log, m.move.ID, m.stage, cause); err != nil {
+			// podd stops, and with it the copy. The images stay: the next start
+			// asks again, and may need them.
+			return
+		}
 		if m.committed {
 			m.resume()
 			m.takeOver()
@@ -322,20 +378,18 @@ func (m *targetMove) fail(cause error) {
 	report := &poddv1.TargetMessage{Error: &poddv1.TargetError{Stage: string(m.stage), Message: fmt.Sprintf("host %s: %v", m.d.Name, cause)}}
 	if err := m.conn.send(report); err != nil {
 		m.log.Info("the source could not be told", "error", err)
+		m.abort(cause)
 	}
 }
 
-// settle finds out whether the move was committed, for as long as it takes.
-func (m *targetMove) settle(cause error) (committed bool) {
-	for {
-		err := m.d.dir.AbortMove(context.WithoutCancel(m.d.ctx), m.move.ID, m.stage, cause)
-		if err == nil {
-			return false
-		}
-		if errors.Is(err, directory.ErrCommitted) {
-			return true
-		}
-		m.log.Error("the directory can't be asked how the move stands; the restored pod is held until it can", "error", err)
-		time.Sleep(settleRetry)
+// abort decides a move whose source may be gone for good: the pod's record is
+// not to say for ever that it moves. The source's own abort is as good.
+func (m *targetMove) abort(cause error) {
+	if m.move == nil {
+		return
+	}
+	err := m.d.dir.AbortMove(context.WithoutCancel(m.d.ctx), m.move.ID, m.stage, cause)
+	if err != nil {
+		m.log.Warn("the move could not be recorded as aborted", "error", err)
 	}
 }

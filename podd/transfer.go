@@ -9,8 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/proto"
 
@@ -27,6 +29,8 @@ const (
 	// small; the sections in between have bounds of their own.
 	maxTransferMessage = 1 << 20
 	dialTimeout        = 5 * time.Second
+	// silenceLimit is how long the other end's kernel may take no bytes.
+	silenceLimit = 20 * time.Second
 )
 
 // transferConn is one end of the connection of a move.
@@ -34,30 +38,62 @@ type transferConn struct {
 	net.Conn
 	reader *bufio.Reader
 	writer *bufio.Writer
+	// abandoned is why this end closed it before its time.
+	abandoned atomic.Pointer[error]
 }
 
 func newTransferConn(conn net.Conn, reader *bufio.Reader) *transferConn {
 	return &transferConn{Conn: conn, reader: reader, writer: bufio.NewWriterSize(conn, 256<<10)}
 }
 
+// abandon closes the connection; whoever uses it is told why.
+func (c *transferConn) abandon(cause error) {
+	c.abandoned.CompareAndSwap(nil, &cause)
+	c.Close() // an error means that it is closed already
+}
+
+// explain is err, or why the connection was abandoned.
+func (c *transferConn) explain(err error) error {
+	if cause := c.abandoned.Load(); err != nil && cause != nil {
+		return *cause
+	}
+	return err
+}
+
 // Read and Write are what sections (files, pages, images) use; they share the
 // buffers with the messages so that order is kept.
-func (c *transferConn) Read(p []byte) (int, error)  { return c.reader.Read(p) }
-func (c *transferConn) Write(p []byte) (int, error) { return c.writer.Write(p) }
+func (c *transferConn) Read(p []byte) (int, error) {
+	n, err := c.reader.Read(p)
+	return n, c.explain(err)
+}
+
+func (c *transferConn) Write(p []byte) (int, error) {
+	n, err := c.writer.Write(p)
+	return n, c.explain(err)
+}
 
 func (c *transferConn) send(message proto.Message) error {
 	if _, err := protodelim.MarshalTo(c.writer, message); err != nil {
-		return err
+		return c.explain(err)
 	}
-	return c.writer.Flush()
+	return c.explain(c.writer.Flush())
 }
 
 func (c *transferConn) receive(message proto.Message) error {
 	err := protodelim.UnmarshalOptions{MaxSize: maxTransferMessage}.UnmarshalFrom(c.reader, message)
-	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: the other host closed the connection", pod.ErrUnavailable)
+	if c.abandoned.Load() == nil && errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: %w", pod.ErrUnavailable, errHungUp)
 	}
-	return err
+	return c.explain(err)
+}
+
+// errHungUp means that the other end closed the connection.
+var errHungUp = errors.New("the other host closed the connection")
+
+// isBroken reports whether err says that the connection was lost.
+func isBroken(err error) bool {
+	var network *net.OpError
+	return errors.As(err, &network) || errors.Is(err, errHungUp) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
 }
 
 // dialTransfer opens the connection of a move to the podd at api.
@@ -66,6 +102,15 @@ func dialTransfer(ctx context.Context, api netip.AddrPort) (*transferConn, error
 	conn, err := dialer.DialContext(ctx, "tcp", api.String())
 	if err != nil {
 		return nil, fmt.Errorf("%w: connecting to %s: %w", pod.ErrUnavailable, api, err)
+	}
+	if err := limitSilence(conn); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	// For the handshake; a podd that hangs accepts connections all the same.
+	if err := conn.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("connecting to %s: %w", api, err)
 	}
 	request, err := http.NewRequest(http.MethodPost, "http://"+api.String()+transferPath, nil)
 	if err != nil {
@@ -88,7 +133,35 @@ func dialTransfer(ctx context.Context, api netip.AddrPort) (*transferConn, error
 		conn.Close()
 		return nil, fmt.Errorf("%w: %s refused the transfer: %s", pod.ErrUnavailable, api, response.Status)
 	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("connecting to %s: %w", api, err)
+	}
 	return newTransferConn(conn, reader), nil
+}
+
+// limitSilence makes a connection fail whose other end does not take or confirm
+// anything for silenceLimit, and find out even when there is nothing to send.
+func limitSilence(conn net.Conn) error {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: silenceLimit / 4, Interval: silenceLimit / 4, Count: 3}); err != nil {
+		return fmt.Errorf("setting up the connection of a move: %w", err)
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("setting up the connection of a move: %w", err)
+	}
+	var setErr error
+	err = raw.Control(func(fd uintptr) {
+		setErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silenceLimit.Milliseconds()))
+	})
+	if err := errors.Join(err, setErr); err != nil {
+		return fmt.Errorf("setting up the connection of a move: %w", err)
+	}
+	return nil
 }
 
 // acceptTransfer takes over the connection of an upgrade request.
@@ -103,7 +176,7 @@ func acceptTransfer(w http.ResponseWriter, r *http.Request) (*transferConn, erro
 		return nil, fmt.Errorf("taking over the connection of a transfer: %w", err)
 	}
 	// The server's deadlines do not hold for what follows.
-	if err := conn.SetDeadline(time.Time{}); err != nil {
+	if err := errors.Join(conn.SetDeadline(time.Time{}), limitSilence(conn)); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("taking over the connection of a transfer: %w", err)
 	}

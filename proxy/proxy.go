@@ -15,6 +15,7 @@ import (
 
 	"podd/daemon"
 	"podd/directory"
+	"podd/fault"
 	"podd/pod"
 	"podd/proxy/datapath"
 	"podd/proxy/dns"
@@ -52,6 +53,7 @@ func Run(ctx context.Context, config Config) error {
 		return err
 	}
 	defer unlock()
+	fault.Watch(s.RunDir)
 	// The sockets come first: a port in use is noticed before anything is
 	// touched.
 	api, err := daemon.Listen(s.listen)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"podd/directory"
+	"podd/fault"
 	"podd/pod"
 	"podd/proxy/datapath"
 )
@@ -207,6 +208,9 @@ func (r *reconciler) held(m *pod.Move, now time.Time) time.Duration {
 	if h.since.IsZero() {
 		h.since = now
 		r.log.Info("holding the pod's packets", "pod", m.Pod, "move", m.ID)
+		if err := fault.At("proxy:hold", nil); err != nil {
+			r.log.Error("holding packets meets an error", "error", err)
+		}
 	}
 	left := r.limit - now.Sub(h.since)
 	if left <= 0 && !h.expired {
@@ -224,6 +228,9 @@ func (r *reconciler) endHolds(view *directory.View, now time.Time) {
 		m := view.Moves[id]
 		if m != nil && m.State == pod.MoveRunning {
 			continue
+		}
+		if err := fault.At("proxy:release", nil); err != nil {
+			r.log.Error("releasing packets meets an error", "error", err)
 		}
 		delete(r.holds, id)
 		if h.since.IsZero() || h.expired {
