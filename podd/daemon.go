@@ -39,6 +39,7 @@ type Daemon struct {
 	// run without it, only moves don't.
 	engine    *checkpoint.Engine
 	engineErr error
+	digests   digestCache
 	// httpClient calls other daemons.
 	httpClient *http.Client
 

@@ -1,12 +1,9 @@
 package podd
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -30,6 +27,7 @@ import (
 // moveCheck is preflight's verdict.
 type moveCheck struct {
 	pod                    *pod.Pod
+	local                  *localPod
 	target                 *pod.Host
 	blockers               []pod.Blocker
 	memoryBytes, fileBytes int64
@@ -82,7 +80,7 @@ func (d *Daemon) checkMove(ctx context.Context, name, target string) (*moveCheck
 	if err != nil {
 		return nil, err
 	}
-	check := &moveCheck{pod: record, target: host}
+	check := &moveCheck{pod: record, local: p, target: host}
 	if err := d.checkSource(ctx, p, check); err != nil {
 		return nil, err
 	}
@@ -210,7 +208,7 @@ func (d *Daemon) mappedLowerFiles(p *localPod) ([]*poddv1.MappedFile, error) {
 	}
 	var files []*poddv1.MappedFile
 	for _, path := range paths {
-		file, err := digestLower(p.container.Layers(), path)
+		file, err := d.digests.lower(p.container.Layers(), path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it is in the writable layer, which moves along
 		}
@@ -220,42 +218,6 @@ func (d *Daemon) mappedLowerFiles(p *localPod) ([]*poddv1.MappedFile, error) {
 		files = append(files, file)
 	}
 	return files, nil
-}
-
-// digestLower describes the file at path in a stack of layers, topmost first.
-// The error wraps fs.ErrNotExist when it is in none.
-func digestLower(layers []string, path string) (*poddv1.MappedFile, error) {
-	for _, layer := range layers {
-		root, err := os.OpenRoot(layer)
-		if err != nil {
-			return nil, fmt.Errorf("opening a layer: %w", err)
-		}
-		file, err := digestFile(root, strings.TrimPrefix(path, "/"))
-		root.Close()
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		file.Path = path
-		return file, nil
-	}
-	return nil, fmt.Errorf("%s: %w", path, fs.ErrNotExist)
-}
-
-func digestFile(root *os.Root, name string) (*poddv1.MappedFile, error) {
-	f, err := root.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	hash := sha256.New()
-	size, err := io.Copy(hash, f)
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
-	}
-	return &poddv1.MappedFile{Size: size, Digest: hash.Sum(nil)}, nil
 }
 
 type targetService struct{ d *Daemon }
@@ -295,7 +257,7 @@ func (d *Daemon) checkTarget(ctx context.Context, r *poddv1.CheckTargetRequest) 
 		block(err.Error(), fmt.Sprintf("import it: podctl image import --host %s FILE", d.Name))
 	} else if err != nil {
 		return nil, err
-	} else if err := checkMapped(layers, r.GetMappedFiles(), block); err != nil {
+	} else if err := d.digests.compare(layers, r.GetMappedFiles(), block); err != nil {
 		return nil, err
 	}
 	for _, v := range spec.Volumes {
@@ -307,28 +269,6 @@ func (d *Daemon) checkTarget(ctx context.Context, r *poddv1.CheckTargetRequest) 
 		}
 	}
 	return blockers, d.checkSpace(r, block)
-}
-
-func checkMapped(layers []string, files []*poddv1.MappedFile, block func(problem, remedy string)) error {
-	const most = 5 // one difference usually means many: a package of another version
-	different := 0
-	for _, want := range files {
-		got, err := digestLower(layers, want.GetPath())
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			block(want.GetPath()+", which the pod runs from, is missing", "install the same packages on both hosts, or run the pod from an image")
-		case err != nil:
-			return err
-		case got.GetSize() != want.GetSize() || !bytes.Equal(got.GetDigest(), want.GetDigest()):
-			block(want.GetPath()+", which the pod runs from, is not the same file as on the source", "install the same packages on both hosts, or run the pod from an image")
-		default:
-			continue
-		}
-		if different++; different == most {
-			return nil
-		}
-	}
-	return nil
 }
 
 // spaceReserve is what a move must leave free on the target, in bytes.

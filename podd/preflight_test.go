@@ -43,12 +43,12 @@ func TestDigestLower(t *testing.T) {
 		"/usr/lib/link.so":    "kept",
 	} {
 		want := sha256.Sum256([]byte(content))
-		got, err := digestLower(layers, path)
+		got, err := new(digestCache).lower(layers, path)
 		if err != nil || got.GetPath() != path || got.GetSize() != int64(len(content)) || !bytes.Equal(got.GetDigest(), want[:]) {
 			t.Errorf("%s: got %v, %v", path, got, err)
 		}
 	}
-	if _, err := digestLower(layers, "/usr/lib/missing.so"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "missing.so") {
+	if _, err := new(digestCache).lower(layers, "/usr/lib/missing.so"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "missing.so") {
 		t.Errorf("a missing file: %v", err)
 	}
 	// An image must not make podd read the host's files.
@@ -59,7 +59,7 @@ func TestDigestLower(t *testing.T) {
 	if err := os.Symlink(secret, filepath.Join(top, "escape")); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := digestLower(layers, "/escape"); err == nil {
+	if got, err := new(digestCache).lower(layers, "/escape"); err == nil {
 		t.Errorf("a link out of the image was followed: %v", got)
 	}
 }
@@ -72,7 +72,7 @@ func TestCheckMapped(t *testing.T) {
 	}
 	check := func(files ...*poddv1.MappedFile) (problems []string) {
 		t.Helper()
-		err := checkMapped([]string{layer}, files, func(problem, remedy string) {
+		err := new(digestCache).compare([]string{layer}, files, func(problem, remedy string) {
 			if remedy == "" {
 				t.Errorf("no remedy for: %s", problem)
 			}
@@ -180,5 +180,32 @@ func TestMachine(t *testing.T) {
 	free, err := availableMemory()
 	if err != nil || free <= 0 || free > host.MemoryBytes {
 		t.Errorf("%d of %d bytes of memory available: %v", free, host.MemoryBytes, err)
+	}
+}
+
+// TestDigestCache: a digest is remembered for as long as the file is the same.
+func TestDigestCache(t *testing.T) {
+	layer := t.TempDir()
+	name := filepath.Join(layer, "library")
+	cache := new(digestCache)
+	for _, content := range []string{"one", "two"} { // of the same size
+		if err := os.WriteFile(name+".new", []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(name+".new", name); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			got, err := cache.lower([]string{layer}, "/library")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := sha256.Sum256([]byte(content)); !bytes.Equal(got.GetDigest(), want[:]) {
+				t.Errorf("%s: got %x, want %x", content, got.GetDigest(), want)
+			}
+		}
+	}
+	if len(cache.known) != 2 {
+		t.Errorf("the cache has %d entries, want 2", len(cache.known))
 	}
 }

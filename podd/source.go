@@ -69,11 +69,7 @@ type sourceMove struct {
 // journal's entry, nil if none was opened. It runs to its end whatever becomes
 // of the caller; only the end of the daemon's ctx stops it.
 func (d *Daemon) movePod(ctx context.Context, name, target string, report func(progress)) (*pod.Move, error) {
-	p, err := d.localPod(name)
-	if err != nil {
-		return nil, err
-	}
-	m := &sourceMove{d: d, pod: p, log: d.log.With("pod", name), clock: newStageClock(d.log.With("pod", name), report)}
+	m := &sourceMove{d: d, log: d.log.With("pod", name), clock: newStageClock(d.log.With("pod", name), report)}
 	watching, stopWatching := context.WithCancel(ctx)
 	defer stopWatching()
 	d.tasks.Go(func() { m.clock.watch(watching) })
@@ -89,7 +85,8 @@ func (d *Daemon) movePod(ctx context.Context, name, target string, report func(p
 	if len(check.blockers) > 0 {
 		return nil, &blockedError{pod: name, blockers: check.blockers}
 	}
-	m.record, m.target = check.pod, check.target
+	p := check.local
+	m.pod, m.record, m.target = p, check.pod, check.target
 	m.receipt.Processes = check.processes
 	m.frozenLimit = minFrozenLimit + time.Duration(check.memoryBytes/slowestLink)*time.Second
 
