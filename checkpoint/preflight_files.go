@@ -25,7 +25,7 @@ func (s *survey) findMounts(processes []process) error {
 			continue // a zombie has none
 		}
 		seen[ns] = true
-		mounts, err := mountinfo.PidMountInfo(p.pid)
+		mounts, err := readMounts(p)
 		if err != nil {
 			if gone(err) {
 				continue
@@ -40,6 +40,16 @@ func (s *survey) findMounts(processes []process) error {
 		}
 	}
 	return nil
+}
+
+// readMounts lists the mounts that p sees.
+func readMounts(p process) ([]*mountinfo.Info, error) {
+	f, err := os.Open(p.proc("mountinfo"))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return mountinfo.GetMountsFromReader(f, nil)
 }
 
 // checkMount looks at one mount that p sees.
