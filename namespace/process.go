@@ -99,6 +99,9 @@ func (c *Container) adopt(pid int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.record.Process = p
+	// A descriptor of an earlier init, of a restore that came to nothing. It is
+	// closed when nobody uses it any more.
+	c.pidfd = nil
 	return c.writeRecord()
 }
 

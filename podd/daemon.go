@@ -216,6 +216,9 @@ func (d *Daemon) register(ctx context.Context) (*directory.Registration, error) 
 	return d.dir.RegisterHost(ctx, host)
 }
 
+// errNoProxy means that no proxy was ever seen. It wraps pod.ErrUnavailable.
+var errNoProxy = fmt.Errorf("%w: no proxy has joined the cluster: start podproxy with the same --directory", pod.ErrUnavailable)
+
 // proxy finds the session proxy. The error wraps pod.ErrUnavailable when none
 // has joined.
 func (d *Daemon) proxy(ctx context.Context) (*pod.Proxy, error) {
@@ -224,7 +227,7 @@ func (d *Daemon) proxy(ctx context.Context) (*pod.Proxy, error) {
 		return nil, err
 	}
 	if len(proxies) == 0 {
-		return nil, fmt.Errorf("%w: no proxy has joined the cluster: start podproxy with the same --directory", pod.ErrUnavailable)
+		return nil, errNoProxy
 	}
 	// One that is alive, if there is one.
 	i := max(0, slices.IndexFunc(proxies, func(p pod.Proxy) bool { return p.Alive }))

@@ -160,6 +160,9 @@ func (d *Daemon) recoverPod(ctx context.Context, view *directory.View, record *p
 		if err := awaitCRIU(ctx, container.FreezerDir()); err != nil {
 			return err
 		}
+		if err := awaitEmpty(ctx, container.FreezerDir()); err != nil {
+			return err
+		}
 	}
 	pid, running := container.PID()
 	if !running && images != "" {
@@ -253,7 +256,7 @@ func (d *Daemon) removeLeftovers(ctx context.Context, wanted map[incarnation]boo
 		return err
 	}
 	network, err := d.net(ctx)
-	if errors.Is(err, pod.ErrUnavailable) {
+	if errors.Is(err, errNoProxy) {
 		d.log.Info("no proxy has joined yet", "error", err)
 		return nil
 	}
@@ -293,6 +296,9 @@ const recoverRetry = 2 * time.Second
 // criuPoll is how often it is looked whether a CRIU that lost its podd has ended.
 const criuPoll = 10 * time.Millisecond
 
+// dyingTime is how long killed processes may take to go.
+const dyingTime = 2 * time.Second
+
 // awaitCRIU waits until no CRIU is left in the cgroup at dir. It is there from
 // before a restore until after it, and ends by itself.
 func awaitCRIU(ctx context.Context, dir string) error {
@@ -306,6 +312,27 @@ func awaitCRIU(ctx context.Context, dir string) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for CRIU to end: %w", ctx.Err())
+		case <-time.After(criuPoll):
+		}
+	}
+}
+
+// awaitEmpty waits a moment for processes to die that CRIU has killed at its end.
+func awaitEmpty(ctx context.Context, dir string) error {
+	for deadline := time.Now().Add(dyingTime); ; {
+		procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("looking for processes: %w", err)
+		}
+		if len(procs) == 0 || time.Now().After(deadline) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		case <-time.After(criuPoll):
 		}
 	}

@@ -31,7 +31,7 @@ const (
 // certain, so this takes as long as the directory can't be reached; it gives up
 // only some time after podd was told to stop. The error then says that nothing
 // is known.
-func (d *Daemon) settleMove(log *slog.Logger, id string, stage pod.Stage, cause error) (committed bool, err error) {
+func (d *Daemon) settleMove(log *slog.Logger, move *pod.Move, stage pod.Stage, cause error) (committed bool, err error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(d.ctx))
 	defer cancel()
 	stop := context.AfterFunc(d.ctx, func() {
@@ -45,7 +45,18 @@ func (d *Daemon) settleMove(log *slog.Logger, id string, stage pod.Stage, cause 
 	})
 	defer stop()
 	for attempt := 0; ; attempt++ {
-		err := d.dir.AbortMove(ctx, id, stage, cause)
+		err := d.dir.AbortMove(ctx, move.ID, stage, cause)
+		if errors.Is(err, pod.ErrNotFound) {
+			// Decided so long ago that the journal has forgotten it.
+			var record *pod.Pod
+			record, err = d.dir.Pod(ctx, move.Pod)
+			if err == nil && record.Binding == move.Next {
+				return true, nil
+			}
+			if errors.Is(err, pod.ErrNotFound) {
+				err = nil
+			}
+		}
 		switch {
 		case err == nil:
 			return false, nil
@@ -56,8 +67,31 @@ func (d *Daemon) settleMove(log *slog.Logger, id string, stage pod.Stage, cause 
 		}
 		select {
 		case <-ctx.Done():
-			return false, fmt.Errorf("asking how move %s stands: %w", id, err)
+			return false, fmt.Errorf("asking how move %s stands: %w", move.ID, err)
 		case <-time.After(settleRetry):
+		}
+	}
+}
+
+// abortUnknown aborts the move of a pod that BeginMove may or may not have
+// opened before the directory was gone: nobody carries it out.
+func (d *Daemon) abortUnknown(ctx context.Context, p *localPod, cause error) {
+	for {
+		select {
+		case <-ctx.Done():
+			return // the next start does it
+		case <-time.After(directoryRetry):
+		}
+		record, err := d.dir.Pod(ctx, p.name)
+		switch {
+		case errors.Is(err, pod.ErrNotFound), err == nil && record.Move == "":
+			return
+		case err != nil, p.moving.Load() != nil: // another one may be under way
+			continue
+		}
+		err = d.dir.AbortMove(ctx, record.Move, pod.StageReserve, cause)
+		if !errors.Is(err, pod.ErrUnavailable) {
+			return
 		}
 	}
 }

@@ -100,7 +100,11 @@ func (d *Daemon) movePod(ctx context.Context, name, target string, report func(p
 	defer p.beginMove()()
 	m.clock.begin(pod.StageReserve)
 	if m.move, err = d.dir.BeginMove(ctx, name, target); err != nil {
-		return nil, fmt.Errorf("reserve: %w", err)
+		err = fmt.Errorf("reserve: %w", err)
+		if errors.Is(err, pod.ErrUnavailable) {
+			d.background(func(ctx context.Context) { d.abortUnknown(ctx, p, err) })
+		}
+		return nil, err
 	}
 	m.clock.move = m.move.ID
 	m.log = m.log.With("move", m.move.ID)
@@ -487,7 +491,7 @@ func (m *sourceMove) reason(cause error) error {
 // settle aborts the move in the directory and reports whether the target had
 // committed.
 func (m *sourceMove) settle(stage pod.Stage, cause error) (committed bool, err error) {
-	return m.d.settleMove(m.log, m.move.ID, stage, cause)
+	return m.d.settleMove(m.log, m.move, stage, cause)
 }
 
 // resume lets the pod go on where it was.
@@ -514,36 +518,38 @@ func (m *sourceMove) finish() {
 	m.d.forget(m.pod)
 	m.pod.left = true
 	close(m.pod.gone)
-	if err := m.d.removeIncarnation(ctx, m.move.Pod, m.move.SourceEpoch); err != nil {
-		// The next reconciliation tries again.
-		m.log.Error("cleaning up after the move failed", "error", err)
-	}
+	removeErr := m.d.removeIncarnation(ctx, m.move.Pod, m.move.SourceEpoch)
 	m.receipt.Stages = m.clock.finish()
 	m.receipt.Total = time.Since(m.clock.start)
-	if err := m.d.dir.FinishMove(ctx, m.move.ID, &m.receipt); err != nil {
-		m.log.Warn("writing the receipt failed; trying again", "error", err)
-		m.d.background(m.finishLater)
+	if err := m.close(ctx, removeErr); err != nil {
+		m.log.Warn("ending the move failed; trying again", "error", err)
+		m.d.background(m.closeLater)
 	}
 	m.log.Info("move done", "target", m.move.Target, "freeze", m.receipt.Freeze, "total", m.receipt.Total)
 }
 
-// finishLater closes the move in the directory once that answers again: until
-// then the pod can't be moved back here.
-func (m *sourceMove) finishLater(ctx context.Context) {
+// close closes the move in the directory, if nothing is left of the pod here.
+func (m *sourceMove) close(ctx context.Context, removeErr error) error {
+	if removeErr != nil {
+		return removeErr
+	}
+	return m.d.dir.FinishMove(ctx, m.move.ID, &m.receipt)
+}
+
+// closeLater tries again until the move is closed: the pod can't be moved back
+// here before.
+func (m *sourceMove) closeLater(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return // the next start closes it
 		case <-time.After(directoryRetry):
 		}
-		err := m.d.dir.FinishMove(ctx, m.move.ID, &m.receipt)
-		if err == nil {
+		err := m.close(ctx, m.d.removeIncarnation(ctx, m.move.Pod, m.move.SourceEpoch))
+		if err == nil || errors.Is(err, pod.ErrNotFound) {
 			return
 		}
-		if !errors.Is(err, pod.ErrUnavailable) {
-			m.log.Error("writing the receipt failed", "error", err)
-			return
-		}
+		m.log.Warn("ending the move failed again", "error", err)
 	}
 }
 

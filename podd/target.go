@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"net/http"
@@ -198,6 +199,9 @@ func (d *Daemon) targetImages(move string) string {
 	return filepath.Join(d.imagesDir(), "target-"+move)
 }
 
+// usedImages is what images are called once the pod runs.
+func usedImages(images string) string { return images + "-used" }
+
 // prepareRestore starts CRIU for a pod whose images are, or will be, in the
 // directory images.
 func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Container, network *vnet.Network, images string) (*checkpoint.Restore, error) {
@@ -211,7 +215,10 @@ func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Contai
 		ExternalMounts: container.ExternalMounts(),
 		Hooks: checkpoint.RestoreHooks{
 			JoinCgroup: container.JoinCgroup,
-			Release:    func() error { return network.Unblock(nsPath) },
+			Release: func() error {
+				// From here on the pod runs, whatever becomes of podd.
+				return errors.Join(os.Rename(images, usedImages(images)), network.Unblock(nsPath))
+			},
 		},
 		Log: d.log.With("pod", container.Name()),
 	})
@@ -243,15 +250,14 @@ func (m *targetMove) finish(ctx context.Context) error {
 	}
 	m.stage = pod.StageCommit
 	begin = time.Now()
-	if err := m.at(m.stage); err != nil {
-		return err
-	}
 	// The proxy lets the packets go that it holds as soon as it sees the
 	// commit, and the sockets are ready for them.
-	if err := m.network.Admit(m.d.netnsPath(m.move.Pod, m.move.Next.Epoch)); err != nil {
+	err = m.network.Admit(m.d.netnsPath(m.move.Pod, m.move.Next.Epoch))
+	if err := errors.Join(err, m.at(m.stage)); err != nil {
 		return err
 	}
-	// The record by which a later podd finds the pod is written meanwhile.
+	// The record by which a later podd finds the pod is written meanwhile. It
+	// is there before the pod runs; until then there are the images.
 	adopted := make(chan error, 1)
 	go func() { adopted <- m.container.Adopt(m.pid) }()
 	m.asked = true
@@ -287,7 +293,7 @@ func (m *targetMove) finish(ctx context.Context) error {
 	return nil
 }
 
-// resume lets the pod run. From then on its images are of the past.
+// resume lets the pod run.
 func (m *targetMove) resume() {
 	ctx := context.WithoutCancel(m.d.ctx)
 	if err := m.restore.Commit(ctx); err != nil {
@@ -301,12 +307,6 @@ func (m *targetMove) resume() {
 			}
 		}
 	}
-	past := m.images + "-done"
-	if err := os.Rename(m.images, past); err != nil {
-		m.log.Error("putting the images aside failed", "error", err)
-		return
-	}
-	m.images = past
 }
 
 // restoreAgain restores the pod after a restore that broke after the commit.
@@ -316,13 +316,18 @@ func (m *targetMove) restoreAgain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	err = os.Rename(usedImages(m.images), m.images)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return m.d.restoreCommitted(ctx, container, m.move.Next, m.images)
 }
 
 // takeOver makes the restored pod one of this host's.
 func (m *targetMove) takeOver() {
-	if m.adoptErr != nil {
+	if m.adoptErr != nil && !m.again {
 		m.log.Error("writing the pod's record failed; a restart of podd would not find it", "error", m.adoptErr)
+		m.d.background(m.adoptLater)
 	}
 	if !m.again {
 		m.d.track(m.move.Pod, m.move.Next.Epoch, m.container)
@@ -332,11 +337,29 @@ func (m *targetMove) takeOver() {
 	m.removeImages()
 }
 
+// adoptLater writes the pod's record once the disk takes it.
+func (m *targetMove) adoptLater(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(recoverRetry):
+		}
+		if _, running := m.container.PID(); !running {
+			return
+		}
+		if err := m.container.Adopt(m.pid); err == nil {
+			m.log.Info("the pod's record is written")
+			return
+		}
+	}
+}
+
 func (m *targetMove) removeImages() {
 	if m.images == "" {
 		return
 	}
-	if err := os.RemoveAll(m.images); err != nil {
+	if err := errors.Join(os.RemoveAll(m.images), os.RemoveAll(usedImages(m.images))); err != nil {
 		m.log.Error("removing images failed", "error", err)
 	}
 }
@@ -347,7 +370,7 @@ func (m *targetMove) fail(cause error) {
 	if m.asked && !m.committed {
 		// The reply to the commit may have been lost.
 		var err error
-		if m.committed, err = m.d.settleMove(m.log, m.move.ID, m.stage, cause); err != nil {
+		if m.committed, err = m.d.settleMove(m.log, m.move, m.stage, cause); err != nil {
 			// podd stops, and with it the copy. The images stay: the next start
 			// asks again, and may need them.
 			return
