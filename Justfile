@@ -45,6 +45,11 @@ test-root *packages: podinit
 test-e2e *args: build
     go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -exec '{{sudo}}' ./e2e/... {{args}}
 
+# Every fault at every stage of a move (test-e2e has a selection)
+faults *args: build
+    go test -tags '{{tags}},faults' ./fault
+    go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -exec '{{sudo}}' -run '^TestFaults$' ./e2e -faults {{args}}
+
 # Show a live desktop session moving between hosts while its client stays connected
 demo *args: build
     {{sudo}} bin/podctl demo {{args}}
