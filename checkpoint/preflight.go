@@ -16,8 +16,10 @@ import (
 )
 
 const (
-	// transientTries and transientWait say how long Preflight waits for what
-	// goes away by itself, such as a connection not yet accepted.
+	// leastTries is how often Preflight must find what it reports.
+	leastTries = 2
+	// transientTries and transientWait say how long it waits for what goes
+	// away by itself, such as a connection not yet accepted.
 	transientTries = 6
 	transientWait  = 20 * time.Millisecond
 )
@@ -33,33 +35,30 @@ type PreflightOptions struct {
 }
 
 // Preflight looks for what CRIU can't carry in the pod whose init is pid (as
-// this process sees it), without stopping anything. What would only fail at
-// this moment is looked at again for a tenth of a second, and reported if it
-// was there every time. An empty result is no proof, only CRIU's word is; but
-// what is found would have failed, or would have been lost silently.
+// this process sees it), without stopping anything. What it finds it looks at
+// once more, what would only fail at this moment for a tenth of a second, and
+// reports what was there every time. An empty result is no proof, only CRIU's
+// word is; but what is found would have failed, or would have been lost silently.
 //
 // Unix connections between the pod and this process are not reported: the
 // caller knows them and closes them before a dump.
 //
 // The rules are those of CRIU 4.2; docs/limits.md explains them to users.
 func Preflight(ctx context.Context, pid int, options PreflightOptions) ([]pod.Blocker, error) {
-	var passing []pod.Blocker
+	var blockers, passing []pod.Blocker
 	waiting := make(map[[2]int]listener)
 	for try := 1; ; try++ {
 		s := survey{init: pid, options: options, waiting: waiting}
 		if err := s.run(); err != nil {
 			return nil, fmt.Errorf("preflight of pod with init %d: %w", pid, err)
 		}
-		if try > 1 {
-			// A busy program always has something on its way, but not
-			// always the same.
-			s.passing = slices.DeleteFunc(s.passing, func(b pod.Blocker) bool {
-				return !slices.ContainsFunc(passing, func(before pod.Blocker) bool { return sameTrouble(b, before) })
-			})
+		if try == 1 {
+			blockers, passing = s.blockers, s.passing
+		} else {
+			blockers, passing = lasting(blockers, s.blockers), lasting(passing, s.passing)
 		}
-		passing = s.passing
-		if len(passing) == 0 || try == transientTries {
-			return append(s.blockers, passing...), nil
+		if try >= leastTries && len(passing) == 0 || try == transientTries || len(blockers)+len(passing) == 0 {
+			return append(blockers, passing...), nil
 		}
 		select {
 		case <-ctx.Done():
@@ -69,10 +68,17 @@ func Preflight(ctx context.Context, pid int, options PreflightOptions) ([]pod.Bl
 	}
 }
 
-// sameTrouble compares blockers of two surveys. The problem may have another
-// number in it, such as that of connections that wait.
-func sameTrouble(a, b pod.Blocker) bool {
-	return a.PID == b.PID && a.Descriptor == b.Descriptor && a.Remedy == b.Remedy
+// lasting is what a survey found that the one before had found too. A busy
+// program always has something on its way, but not always the same; and where
+// processes come and go a survey is no picture of one moment.
+func lasting(before, now []pod.Blocker) []pod.Blocker {
+	return slices.DeleteFunc(now, func(b pod.Blocker) bool {
+		return !slices.ContainsFunc(before, func(a pod.Blocker) bool {
+			// The problem may have another number in it, such as that of
+			// connections that wait.
+			return a.PID == b.PID && a.Descriptor == b.Descriptor && a.Remedy == b.Remedy
+		})
+	})
 }
 
 // ignoreGone is err unless it means that a process ended meanwhile.
@@ -91,8 +97,8 @@ type survey struct {
 	depth    int // of the pod's pid namespace
 	table    map[int]int
 	members  map[int]bool
-	mounts   map[int]bool // mount IDs of all of the pod's mount namespaces
-	netNS    string
+	mounts   map[int]bool    // mount IDs of all of the pod's mount namespaces
+	pidNS    string          // link of the pod's pid namespace
 	spaces   map[string]bool // links of the pod's namespaces
 	pipes    map[string]*pipeEnds
 	sockets  map[uint32]unixSocket // by inode
@@ -178,7 +184,7 @@ func (s *survey) findProcesses() ([]process, error) {
 	if s.depth, err = pidDepth(s.init); err != nil {
 		return nil, err
 	}
-	if s.netNS, err = os.Readlink(fmt.Sprintf("/proc/%d/ns/net", s.init)); err != nil {
+	if s.pidNS, err = os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", s.init)); err != nil {
 		return nil, err
 	}
 	pids, err := podProcesses(s.init)
@@ -214,6 +220,16 @@ func (s *survey) findProcesses() ([]process, error) {
 		}
 	}
 	return slices.DeleteFunc(processes, func(p process) bool { return !s.descends(p.pid) }), nil
+}
+
+// inPod reports whether a process is in the pod, or has ended. It may have begun
+// after the others were collected.
+func (s *survey) inPod(pid int) bool {
+	if s.members[pid] {
+		return true
+	}
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	return gone(err) || err == nil && ns == s.pidNS
 }
 
 // descends reports whether the pod's init is an ancestor of pid, or pid itself.

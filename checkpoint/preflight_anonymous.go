@@ -79,7 +79,7 @@ func (s *survey) checkEvents(d descriptor, kind string) error {
 // checkPidfd accepts descriptors of processes that are in the pod or ended.
 func (s *survey) checkPidfd(d descriptor, info fdinfo) {
 	pid, err := strconv.Atoi(info.other["Pid"])
-	if err == nil && pid > 0 && !s.members[pid] {
+	if err == nil && pid > 0 && !s.inPod(pid) {
 		s.block(d.process, d.number, fmt.Sprintf("has a descriptor of process %d of the host, which is not in the pod", pid), "close it")
 	}
 	const pidfdThread = unix.O_EXCL // linux/pidfd.h

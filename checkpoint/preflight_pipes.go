@@ -70,7 +70,7 @@ func (s *survey) outsideHolders(links map[string]bool) (map[string]int, error) {
 		}
 		for _, e := range entries {
 			link, err := os.Readlink(filepath.Join(dir, e.Name()))
-			if err != nil || !links[link] {
+			if err != nil || !links[link] || s.inPod(pid) {
 				continue
 			}
 			holders[link] = pid

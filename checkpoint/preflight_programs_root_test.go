@@ -158,6 +158,7 @@ func TestPreflightNoFalseAlarm(t *testing.T) {
 	sink := kitchenSink(t)
 	for name, script := range map[string]string{
 		"kitchen sink": sink + " run",
+		"many forks":   forkScript,
 		"redis":        redisScript,
 		"nginx":        nginxScript,
 		"sshd":         sshScript,
@@ -179,6 +180,11 @@ func TestPreflightNoFalseAlarm(t *testing.T) {
 		})
 	}
 }
+
+// Processes and pipes come and go all the time.
+const forkScript = `
+echo ready
+while :; do echo line | cat | cat >/dev/null; done`
 
 const redisScript = `
 redis-server --dir /tmp --appendonly yes --io-threads 2 --bind 127.0.0.1 &
