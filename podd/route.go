@@ -50,6 +50,12 @@ func newRouter(host string, podHost, hostAPI func(context.Context, string) (stri
 			p.Out.URL.Scheme = "http"
 			p.Out.URL.Host = p.In.Context().Value(targetKey{}).(target).api
 			p.Out.Header.Set(forwardedHeader, host)
+			if p.Out.Body != nil && p.In.ProtoMajor >= 2 {
+				// Its own wrapper of the body can't be closed, so that a
+				// stream whose client is silent would not notice that
+				// the other daemon has gone.
+				p.Out.Body = p.In.Body
+			}
 		},
 		ErrorHandler: func(w http.ResponseWriter, request *http.Request, err error) {
 			to := request.Context().Value(targetKey{}).(target)

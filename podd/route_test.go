@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -48,13 +49,14 @@ func (s servedBy) Exec(_ context.Context, stream *connect.BidiStream[poddv1.Exec
 
 // routedCluster is a router for each of some hosts, served over h2c.
 type routedCluster struct {
-	pods map[string]string // pod -> host, as the directory says
-	apis map[string]string // host -> address
+	servers map[string]*httptest.Server
+	pods    map[string]string // pod -> host, as the directory says
+	apis    map[string]string // host -> address
 }
 
 func newRoutedCluster(t *testing.T, hosts ...string) *routedCluster {
 	t.Helper()
-	c := &routedCluster{pods: map[string]string{}, apis: map[string]string{}}
+	c := &routedCluster{servers: map[string]*httptest.Server{}, pods: map[string]string{}, apis: map[string]string{}}
 	lookup := func(what string, in map[string]string) func(context.Context, string) (string, error) {
 		return func(_ context.Context, name string) (string, error) {
 			if v, ok := in[name]; ok {
@@ -73,6 +75,7 @@ func newRoutedCluster(t *testing.T, hosts ...string) *routedCluster {
 		server.Config.Protocols = protocols
 		server.Start()
 		t.Cleanup(server.Close)
+		c.servers[host] = server
 		c.apis[host] = server.Listener.Addr().String()
 	}
 	return c
@@ -184,5 +187,33 @@ func TestRouterStreams(t *testing.T) {
 	}
 	if err := stream.CloseResponse(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A client that sends nothing learns at once that the host it is connected to,
+// by way of another, has gone.
+func TestRouterPassesOnTheEnd(t *testing.T) {
+	c := newRoutedCluster(t, "a", "b")
+	c.pods["bob"] = "b"
+	stream := c.client(t, "a").Exec(t.Context())
+	if err := stream.Send(&poddv1.ExecRequest{Request: &poddv1.ExecRequest_Start{Start: &poddv1.ExecStart{Pod: "bob"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if reply, err := stream.Receive(); err != nil || string(reply.GetStdout()) != "b bob" {
+		t.Fatalf("reply %v, error %v", reply, err)
+	}
+	c.servers["b"].CloseClientConnections()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := stream.Receive()
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("a reply from a host that has gone")
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the stream goes on although the host has gone")
 	}
 }
