@@ -99,6 +99,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 for name, args in [
 	("unshare user", (272, 0x10000000)), ("unshare net", (272, 0x40000000)), ("clone user", (56, 0x10000011, 0, 0, 0, 0)),
 	("clone3", (435, 0, 0)), ("io_uring_setup", (425, 1, 0)), ("io_uring_enter", (426, 0, 0, 0, 0, 0)), ("io_uring_register", (427, 0, 0, 0, 0)),
+	("landlock_create_ruleset", (444, 0, 0, 1)), ("landlock_restrict_self", (446, -1, 0)),
 	("mount", (165, 0, 0, 0, 0, 0)), ("bpf", (321, 0, 0, 0)), ("setns", (308, 0, 0)), ("keyctl", (250, 0, 0, 0)), ("kexec_load", (246, 0, 0, 0, 0)),
 	("init_module", (175, 0, 0, 0)), ("perf_event_open", (298, 0, 0, 0, 0, 0)), ("userfaultfd", (323, 0)), ("open_by_handle_at", (304, 0, 0, 0)),
 	("pivot_root", (155, 0, 0)), ("reboot", (169, 0, 0, 0, 0)), ("no such call", (1000, 0)), ("getpid", (39,)),
@@ -114,6 +115,8 @@ clone3 -1 %[2]d
 io_uring_setup -1 %[2]d
 io_uring_enter -1 %[2]d
 io_uring_register -1 %[2]d
+landlock_create_ruleset -1 %[2]d
+landlock_restrict_self -1 %[2]d
 mount -1 %[1]d
 bpf -1 %[1]d
 setns -1 %[1]d

@@ -19,6 +19,9 @@ import (
 //
 //   - io_uring_* fail with ENOSYS, because CRIU can't dump a ring and programs
 //     that find none use epoll;
+//   - landlock_* fail with ENOSYS, because CRIU restores a process without its
+//     Landlock restrictions, and one that believes itself confined must be so;
+//     to programs it is a kernel without Landlock;
 //   - clone and unshare fail with EPERM for any new namespace and clone3, whose
 //     flags a filter can't see, with ENOSYS, so that the C library falls back
 //     to clone. The profile has these already for a pod without CAP_SYS_ADMIN;
@@ -29,12 +32,17 @@ var systemCallFilter = sync.OnceValues(func() (*configs.Seccomp, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the system call filter: %w", err)
 	}
+	unmovable := []string{
+		"io_uring_setup", "io_uring_enter", "io_uring_register",
+		"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self",
+	}
+	for i := range spec.Syscalls {
+		spec.Syscalls[i].Names = slices.DeleteFunc(spec.Syscalls[i].Names, func(name string) bool {
+			return slices.Contains(unmovable, name)
+		})
+	}
 	enosys := uint(unix.ENOSYS)
-	spec.Syscalls = append(spec.Syscalls, specs.LinuxSyscall{
-		Names:    []string{"io_uring_setup", "io_uring_enter", "io_uring_register"},
-		Action:   specs.ActErrno,
-		ErrnoRet: &enosys,
-	})
+	spec.Syscalls = append(spec.Syscalls, specs.LinuxSyscall{Names: unmovable, Action: specs.ActErrno, ErrnoRet: &enosys})
 	refuseAudit(spec)
 	filter, err := specconv.SetupSeccomp(spec)
 	if err != nil {
