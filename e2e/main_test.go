@@ -92,11 +92,12 @@ func runTests(m *testing.M) (code int, err error) {
 // labDir is where the lab of a run in dir keeps state and logs.
 func labDir(dir string) string { return filepath.Join(dir, "lab") }
 
-// buildPrograms builds this tree's daemons, podctl and podinit.
+// buildPrograms builds this tree's daemons, with faults that can be injected,
+// podctl and podinit.
 func buildPrograms(dir string) (string, error) {
 	bin := filepath.Join(dir, "bin")
 	for _, argv := range [][]string{
-		{"go", "build", "-tags", "seccomp", "-o", bin + "/", "podd/cmd/podd", "podd/cmd/podproxy", "podd/cmd/podctl"},
+		{"go", "build", "-tags", "seccomp,faults", "-o", bin + "/", "podd/cmd/podd", "podd/cmd/podproxy", "podd/cmd/podctl"},
 		{"cc", "-static", "-O2", "-Wall", "-Wextra", "-o", filepath.Join(bin, "podinit"), "../namespace/podinit/podinit.c"},
 	} {
 		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
