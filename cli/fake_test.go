@@ -38,6 +38,9 @@ type server struct {
 	next     int
 	// routes are the route headers seen.
 	routes []string
+	// refusals is how many times a command is not gone on with: the next
+	// streams break with some input in them and not a word to the client.
+	refusals int
 }
 
 type fakePod struct {
@@ -283,6 +286,14 @@ func (s *server) Exec(ctx context.Context, stream *connect.BidiStream[poddv1.Exe
 	session := start.GetSession()
 	s.mu.Lock()
 	process := s.sessions[session]
+	if session != "" && s.refusals > 0 {
+		s.refusals--
+		s.mu.Unlock()
+		if _, err := stream.Receive(); err != nil {
+			return err
+		}
+		return fmt.Errorf("%w: the host restarts", pod.ErrUnavailable)
+	}
 	if session == "" {
 		s.next++
 		session = fmt.Sprintf("session-%d", s.next)

@@ -181,13 +181,19 @@ func (s *session) connect(ctx context.Context, established func(message)) (last 
 		stream.close()
 	}()
 
-	for {
+	for heard := false; ; heard = true {
 		m, failure := stream.receive()
 		if errors.Is(failure, io.EOF) {
 			failure = errors.New("the stream ended before the command")
 		}
+		if failure != nil && !heard {
+			// podd says something before it passes input on, so what was
+			// sent on this stream has not got to the command.
+			s.queue.halt()
+			err = s.queue.rewind(0)
+		}
 		if failure != nil {
-			return message{}, failure, nil
+			return message{}, failure, err
 		}
 		established(m)
 		s.note(m)

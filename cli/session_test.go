@@ -70,6 +70,31 @@ func TestExecSurvivesMoves(t *testing.T) {
 	}
 }
 
+// Input that went into a stream which broke before it reached the command is
+// sent again.
+func TestExecSurvivesRefusals(t *testing.T) {
+	s, socket := newServer(t)
+	if code, _, stderr := podctl(t, socket, nil, "run", "-d", "--name", "p", "sleep"); code != 0 {
+		t.Fatal(stderr)
+	}
+	s.mu.Lock()
+	s.refusals = 3
+	s.mu.Unlock()
+	input := lines(1 << 20)
+	code, stdout, stderr := podctl(t, socket, strings.NewReader(input), "exec", "-i", "p", "hopcat")
+	if code != 0 || stderr != "" {
+		t.Fatalf("exit code %d, standard error %q", code, stderr)
+	}
+	if stdout != input {
+		t.Errorf("got %d bytes back, want %d equal ones", len(stdout), len(input))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refusals != 0 {
+		t.Errorf("%d streams were not refused; this test is about those that are", s.refusals)
+	}
+}
+
 // Calls carry the route that lets any podd pass them on, streams too.
 func TestCallsAreRouted(t *testing.T) {
 	s, socket := newServer(t)
