@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,7 +65,7 @@ type background struct {
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 	err    error
-	rounds int
+	rounds atomic.Int64
 	// longest is the longest round.
 	longest time.Duration
 }
@@ -82,7 +83,7 @@ func keepDoing(t *testing.T, round func(n int) error) *background {
 				return
 			}
 			b.longest = max(b.longest, time.Since(begin))
-			b.rounds = n
+			b.rounds.Store(int64(n))
 		}
 	})
 	t.Cleanup(func() { cancel(); b.done.Wait() })
@@ -97,7 +98,7 @@ func (b *background) stop() {
 	if b.err != nil {
 		b.t.Error(b.err)
 	}
-	b.t.Logf("%d rounds, the longest %v", b.rounds, b.longest.Round(time.Millisecond))
+	b.t.Logf("%d rounds, the longest %v", b.rounds.Load(), b.longest.Round(time.Millisecond))
 }
 
 // keepAsking sends numbered lines on one connection and checks each reply.
@@ -111,5 +112,17 @@ func keepAsking(t *testing.T, address string, want func(n int, line string) stri
 			err = fmt.Errorf("reply %q; want %q", reply, want(n, line))
 		}
 		return err
+	})
+}
+
+// awaitRounds waits until the work has gone through n more rounds.
+func (b *background) awaitRounds(n int64) {
+	b.t.Helper()
+	target := b.rounds.Load() + n
+	until(b.t, "the work in the background goes on", func() error {
+		if now := b.rounds.Load(); now < target {
+			return fmt.Errorf("%d of %d rounds", now, target)
+		}
+		return nil
 	})
 }

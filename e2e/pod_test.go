@@ -36,7 +36,6 @@ type podView struct {
 	Label          pod.Label  `json:"label"`
 	Epoch          pod.Epoch  `json:"epoch"`
 	ExitCode       *int       `json:"exitCode"`
-	Spec           pod.Spec   `json:"spec"`
 }
 
 // moveView is what the tests need of podctl move -o json.

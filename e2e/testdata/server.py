@@ -1,6 +1,8 @@
 """An asyncio server that answers each line with its name, a count for the
-connection and the line; a task of its own counts seconds meanwhile."""
+connection and the line; a task of its own counts hundredths of a second
+meanwhile. "ticks" is answered with that, and "quit N" ends the server with N."""
 import asyncio
+import os
 import sys
 
 name, port = sys.argv[1], int(sys.argv[2])
@@ -23,6 +25,8 @@ async def serve(reader, writer):
             text = str(ticks)
         writer.write(f"{name} {count} {text}\n".encode())
         await writer.drain()
+        if text.startswith("quit "):
+            os._exit(int(text.removeprefix("quit ")))
     writer.close()
 
 
