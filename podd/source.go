@@ -162,7 +162,8 @@ func (m *sourceMove) run(ctx context.Context) error {
 		return err
 	}
 	// A target that stops answering must not keep the pod frozen for ever.
-	if err := m.conn.SetDeadline(time.Now().Add(m.frozenLimit)); err != nil {
+	err = errors.Join(m.conn.SetDeadline(time.Now().Add(m.frozenLimit)), limitSilence(m.conn.Conn, frozenSilence))
+	if err != nil {
 		return fmt.Errorf("talking to host %s: %w", m.move.Target, err)
 	}
 	if err := m.freezeAndDump(ctx); err != nil {

@@ -29,8 +29,10 @@ const (
 	// small; the sections in between have bounds of their own.
 	maxTransferMessage = 1 << 20
 	dialTimeout        = 5 * time.Second
-	// silenceLimit is how long the other end's kernel may take no bytes.
-	silenceLimit = 20 * time.Second
+	// silenceLimit is how long the other end's kernel may take no bytes, as
+	// when a disk is slow; frozenSilence is the same while the pod is frozen.
+	silenceLimit  = 20 * time.Second
+	frozenSilence = 10 * time.Second
 )
 
 // transferConn is one end of the connection of a move.
@@ -103,7 +105,7 @@ func dialTransfer(ctx context.Context, api netip.AddrPort) (*transferConn, error
 	if err != nil {
 		return nil, fmt.Errorf("%w: connecting to %s: %w", pod.ErrUnavailable, api, err)
 	}
-	if err := limitSilence(conn); err != nil {
+	if err := limitSilence(conn, silenceLimit); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -141,13 +143,13 @@ func dialTransfer(ctx context.Context, api netip.AddrPort) (*transferConn, error
 }
 
 // limitSilence makes a connection fail whose other end does not take or confirm
-// anything for silenceLimit, and find out even when there is nothing to send.
-func limitSilence(conn net.Conn) error {
+// anything for the limit, and find out even when there is nothing to send.
+func limitSilence(conn net.Conn, limit time.Duration) error {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
 		return nil
 	}
-	if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: silenceLimit / 4, Interval: silenceLimit / 4, Count: 3}); err != nil {
+	if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: limit / 4, Interval: limit / 4, Count: 3}); err != nil {
 		return fmt.Errorf("setting up the connection of a move: %w", err)
 	}
 	raw, err := tcp.SyscallConn()
@@ -156,7 +158,7 @@ func limitSilence(conn net.Conn) error {
 	}
 	var setErr error
 	err = raw.Control(func(fd uintptr) {
-		setErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silenceLimit.Milliseconds()))
+		setErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(limit.Milliseconds()))
 	})
 	if err := errors.Join(err, setErr); err != nil {
 		return fmt.Errorf("setting up the connection of a move: %w", err)
@@ -176,7 +178,7 @@ func acceptTransfer(w http.ResponseWriter, r *http.Request) (*transferConn, erro
 		return nil, fmt.Errorf("taking over the connection of a transfer: %w", err)
 	}
 	// The server's deadlines do not hold for what follows.
-	if err := errors.Join(conn.SetDeadline(time.Time{}), limitSilence(conn)); err != nil {
+	if err := errors.Join(conn.SetDeadline(time.Time{}), limitSilence(conn, silenceLimit)); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("taking over the connection of a transfer: %w", err)
 	}
