@@ -92,6 +92,10 @@ type Dump struct {
 	state dumpState
 	// What was asked of the hooks and so must be undone.
 	froze, blocked bool
+	// seizeRunning says that CRIU stops the processes itself, one by one.
+	seizeRunning bool
+	// seizing is true while CRIU gets hold of the processes.
+	seizing bool
 }
 
 type dumpState int
@@ -217,7 +221,12 @@ func (d *Dump) criuOptions() (*rpc.CriuOpts, error) {
 	}
 	opts.Pid = proto.Int32(int32(d.options.PID))
 	if d.options.FreezeCgroup != "" {
-		opts.FreezeCgroup = proto.String(d.options.FreezeCgroup)
+		if d.seizeRunning, err = stoppedInRefrigerator(d.options.PID, d.options.FreezeCgroup); err != nil {
+			return nil, err
+		}
+		if !d.seizeRunning {
+			opts.FreezeCgroup = proto.String(d.options.FreezeCgroup)
+		}
 	}
 	for mountPoint, key := range d.options.ExternalMounts {
 		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", mountPoint, key))
@@ -269,11 +278,13 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 		return nil, err
 	}
 	result := new(DumpResult)
+	wait := ctx
 	for {
-		m, err := d.worker.receive(ctx)
+		m, err := d.worker.receive(wait)
 		if err != nil {
 			return nil, err
 		}
+		wait, d.seizing = ctx, false
 		if m.file != nil {
 			m.file.Close()
 		}
@@ -284,6 +295,14 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 			result.FrozenAt = time.Now()
 			err = d.freeze(ctx)
 			result.Freeze = time.Since(result.FrozenAt)
+			if err == nil && d.seizeRunning {
+				err = d.options.Hooks.Thaw()
+			}
+			if err == nil {
+				limited, cancel := context.WithTimeoutCause(ctx, seizeLimit, errSeize)
+				defer cancel()
+				wait, d.seizing = limited, true
+			}
 		case "query-ext-files":
 			d.blocked = true
 			if err = d.options.Hooks.Block(); err != nil {
@@ -300,6 +319,13 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 		}
 	}
 }
+
+// seizeLimit bounds the wait for CRIU to stop all processes. CRIU has a limit of
+// its own, seizeTimeout, but does not notice it while the kernel makes it wait.
+const seizeLimit = 2 * seizeTimeout * time.Second
+
+// errSeize means that CRIU did not get hold of all processes in time.
+var errSeize = fmt.Errorf("CRIU could not stop the pod's processes within %v", seizeLimit)
 
 // errDumpFailed means CRIU reported a failure; the reason is in its log.
 var errDumpFailed = errors.New("CRIU failed")

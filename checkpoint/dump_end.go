@@ -28,8 +28,15 @@ func (d *Dump) rollBack() error {
 	if d.pages != nil {
 		d.pages.Close()
 	}
-	d.worker.stop()
 	var errs []error
+	if d.seizing {
+		// CRIU may be waiting for a process that can't move, see
+		// stoppedInRefrigerator. It has not begun to look at anything.
+		if err := d.options.Hooks.Thaw(); err != nil {
+			errs = append(errs, fmt.Errorf("thawing the pod: %w", err))
+		}
+	}
+	d.worker.stop()
 	if d.froze && d.worker.killed() {
 		// Nobody switched repair mode off.
 		d.log.Warn("CRIU was killed, recovering the pod's sockets")

@@ -107,3 +107,29 @@ func (f *Freezer) Frozen() (bool, error) {
 	}
 	return false, nil
 }
+
+// stoppedInRefrigerator reports whether CRIU must not seize the processes of the
+// pod with this init while they are frozen: in version 1 of cgroups a frozen
+// process that had been stopped (SIGSTOP, or Ctrl-Z in a shell) can't be made a
+// traced one, and CRIU would wait for it until it is thawed
+// (wait_on_bit in ptrace_attach, kernel/ptrace.c).
+func stoppedInRefrigerator(init int, cgroup string) (bool, error) {
+	freezer, err := NewFreezer(cgroup)
+	if err != nil || !freezer.v1 {
+		return false, err
+	}
+	pids, err := podProcesses(init)
+	if err != nil {
+		return false, fmt.Errorf("looking for stopped processes: %w", err)
+	}
+	for _, pid := range pids {
+		stat, err := readStat(pid)
+		if err != nil && !gone(err) {
+			return false, fmt.Errorf("looking for stopped processes: %w", err)
+		}
+		if err == nil && stat.state == 'T' {
+			return true, nil
+		}
+	}
+	return false, nil
+}
