@@ -3,6 +3,8 @@ package podd
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -150,5 +152,48 @@ func TestCheckMoveRefuses(t *testing.T) {
 		if _, err := d.checkMove(t.Context(), test.pod, test.host); !errors.Is(err, test.sentinel) || !strings.Contains(err.Error(), test.text) {
 			t.Errorf("%s: got %v, want %v with %q", name, err, test.sentinel, test.text)
 		}
+	}
+}
+
+// TestRemoveImages keeps what a pod can still be restored from, and nothing else.
+func TestRemoveImages(t *testing.T) {
+	dir := newDirectory(t)
+	move := beginMove(t, dir, "alice")
+	if err := dir.CommitMove(t.Context(), move.ID); err != nil {
+		t.Fatal(err)
+	}
+	view, err := dir.View(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Daemon{settings: settings{Config: Config{Name: "b", RunDir: t.TempDir()}}, log: discard()}
+	images := d.targetImages(move.ID)
+	for _, path := range []string{images, usedImages(images), d.targetImages("another"), filepath.Join(d.imagesDir(), "source-"+move.ID)} {
+		if err := os.MkdirAll(filepath.Join(path, "work"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := func() (names []string) {
+		t.Helper()
+		entries, err := os.ReadDir(d.imagesDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	if err := d.removeImages(view, []*pod.Pod{view.Pods["alice"]}); err != nil {
+		t.Fatal(err)
+	}
+	if got := left(); len(got) != 1 || got[0] != filepath.Base(images) {
+		t.Errorf("left for the next attempt: %v", got)
+	}
+	if err := d.removeImages(view, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := left(); len(got) != 0 {
+		t.Errorf("left: %v", got)
 	}
 }
