@@ -1,0 +1,146 @@
+package podd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"podd/pod"
+)
+
+// fail undoes the move after an error, unless the target has committed: then
+// it returns nil, and the move goes forward.
+func (m *sourceMove) fail(cause error) error {
+	stage := m.clock.stage()
+	var at *stageError
+	if errors.As(cause, &at) {
+		stage = at.stage
+	}
+	m.log.Warn("move fails", "stage", stage, "error", cause)
+	// The directory decides before the source runs again. If the restore was
+	// never asked for, there is nothing to decide and no reason to wait.
+	if !m.asked {
+		m.resume()
+	}
+	cause = m.reason(cause)
+	if errors.As(cause, &at) {
+		stage = at.stage
+	}
+	committed, err := m.settle(stage, cause)
+	switch {
+	case committed:
+		m.log.Warn("the target had committed before the failure", "error", cause)
+		return nil
+	case err != nil && m.asked:
+		// podd stops. The pod stays frozen, and the next start asks again.
+		return fmt.Errorf("%s: %w; whether pod %s is on host %s or %s is not known: %w", stage, cause, m.move.Pod, m.move.Source, m.move.Target, err)
+	case err != nil:
+		m.log.Error("the move could not be recorded as aborted; the next start does it", "error", err)
+	}
+	if m.asked {
+		m.resume()
+	}
+	m.cleanup()
+	return fmt.Errorf("%s: %w; pod %s goes on running on host %s", stage, cause, m.move.Pod, m.move.Source)
+}
+
+// reason finds out why the target ended the conversation, if that is how the
+// move failed: its last message may still be there to be read.
+func (m *sourceMove) reason(cause error) error {
+	if m.conn == nil || errors.Is(cause, os.ErrDeadlineExceeded) || !isBroken(cause) {
+		return cause
+	}
+	if err := m.conn.SetReadDeadline(time.Now().Add(lastWords)); err != nil {
+		return cause
+	}
+	for {
+		_, err := m.conn.expect()
+		var at *stageError
+		if errors.As(err, &at) {
+			return err
+		}
+		if err != nil {
+			return cause
+		}
+	}
+}
+
+// settle aborts the move in the directory and reports whether the target had
+// committed.
+func (m *sourceMove) settle(stage pod.Stage, cause error) (committed bool, err error) {
+	return m.d.settleMove(m.log, m.move, stage, cause)
+}
+
+// resume lets the pod go on where it was.
+func (m *sourceMove) resume() {
+	if m.dump == nil {
+		return
+	}
+	if err := m.dump.Abort(); err != nil {
+		m.log.Error("resuming the pod failed", "error", err)
+	}
+}
+
+// finish ends the source's copy for good and cleans up after it.
+func (m *sourceMove) finish() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.d.ctx), cleanupTimeout)
+	defer cancel()
+	if err := m.dump.Commit(ctx); err != nil {
+		m.log.Error("ending the source's copy failed", "error", err)
+	}
+	if err := m.at(pod.StageRelease); err != nil {
+		m.log.Error("cleaning up after the move meets an error", "error", err)
+	}
+	m.cleanup()
+	m.d.forget(m.pod)
+	m.pod.left = true
+	close(m.pod.gone)
+	removeErr := m.d.removeIncarnation(ctx, m.move.Pod, m.move.SourceEpoch)
+	m.receipt.Stages = m.clock.finish()
+	m.receipt.Total = time.Since(m.clock.start)
+	if err := m.close(ctx, removeErr); err != nil {
+		m.log.Warn("ending the move failed; trying again", "error", err)
+		m.d.background(m.closeLater)
+	}
+	m.log.Info("move done", "target", m.move.Target, "freeze", m.receipt.Freeze, "total", m.receipt.Total)
+}
+
+// close closes the move in the directory, if nothing is left of the pod here.
+func (m *sourceMove) close(ctx context.Context, removeErr error) error {
+	if removeErr != nil {
+		return removeErr
+	}
+	return m.d.dir.FinishMove(ctx, m.move.ID, &m.receipt)
+}
+
+// closeLater tries again until the move is closed: the pod can't be moved back
+// here before.
+func (m *sourceMove) closeLater(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return // the next start closes it
+		case <-time.After(directoryRetry):
+		}
+		err := m.close(ctx, m.d.removeIncarnation(ctx, m.move.Pod, m.move.SourceEpoch))
+		if err == nil || errors.Is(err, pod.ErrNotFound) {
+			return
+		}
+		m.log.Warn("ending the move failed again", "error", err)
+	}
+}
+
+// cleanup removes what the move itself needed, in any outcome.
+func (m *sourceMove) cleanup() {
+	for _, f := range m.undo {
+		f()
+	}
+	m.undo = nil
+	if m.images != "" {
+		if err := os.RemoveAll(m.images); err != nil {
+			m.log.Error("removing images failed", "error", err)
+		}
+	}
+}

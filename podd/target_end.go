@@ -1,0 +1,136 @@
+package podd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	poddv1 "podd/api/podd/v1"
+)
+
+// resume lets the pod run.
+func (m *targetMove) resume() {
+	ctx := context.WithoutCancel(m.d.ctx)
+	if err := m.restore.Commit(ctx); err != nil {
+		m.log.Error("letting the pod run failed", "error", err)
+		if _, running := m.container.PID(); !running {
+			// The source's copy must not run again, but the images are whole.
+			if m.again, err = true, m.restoreAgain(ctx); err != nil {
+				m.log.Error("restoring the pod once more failed; the next start of podd tries again", "images", m.images, "error", err)
+				m.images = "" // kept
+				return
+			}
+		}
+	}
+}
+
+// restoreAgain restores the pod after a restore that broke after the commit.
+func (m *targetMove) restoreAgain(ctx context.Context) error {
+	m.log.Warn("restoring the pod once more")
+	container, err := m.d.runtime.Load(m.move.Pod, m.move.Next.Epoch)
+	if err != nil {
+		return err
+	}
+	err = os.Rename(usedImages(m.images), m.images)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return m.d.restoreCommitted(ctx, container, m.move.Next, m.images)
+}
+
+// takeOver makes the restored pod one of this host's.
+func (m *targetMove) takeOver() {
+	if m.adoptErr != nil && !m.again {
+		m.log.Error("writing the pod's record failed; a restart of podd would not find it", "error", m.adoptErr)
+		m.d.background(m.adoptLater)
+	}
+	if !m.again {
+		m.d.track(m.move.Pod, m.move.Next.Epoch, m.container)
+		m.log.Info("the pod runs here", "epoch", m.move.Next.Epoch)
+	}
+	m.restore.Close()
+	m.removeImages()
+}
+
+// adoptLater writes the pod's record once the disk takes it.
+func (m *targetMove) adoptLater(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(recoverRetry):
+		}
+		if _, running := m.container.PID(); !running {
+			return
+		}
+		if err := m.container.Adopt(m.pid); err == nil {
+			m.log.Info("the pod's record is written")
+			return
+		}
+	}
+}
+
+func (m *targetMove) removeImages() {
+	if m.images == "" {
+		return
+	}
+	if err := errors.Join(os.RemoveAll(m.images), os.RemoveAll(usedImages(m.images))); err != nil {
+		m.log.Error("removing images failed", "error", err)
+	}
+}
+
+// fail tells the source and removes every trace, unless the move is committed.
+func (m *targetMove) fail(cause error) {
+	m.log.Warn("the move fails on the target", "stage", m.stage, "error", cause)
+	if m.asked && !m.committed {
+		// The reply to the commit may have been lost.
+		var err error
+		if m.committed, err = m.d.settleMove(m.log, m.move, m.stage, cause); err != nil {
+			// podd stops, and with it the copy. The images stay: the next start
+			// asks again, and may need them.
+			return
+		}
+		if m.committed {
+			m.resume()
+			m.takeOver()
+			return
+		}
+	}
+	if m.committed {
+		return
+	}
+	if m.restore != nil {
+		if err := m.restore.Abort(); err != nil {
+			m.log.Error("undoing the restore failed", "error", err)
+		}
+	}
+	m.removeImages()
+	if m.move != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.d.ctx), cleanupTimeout)
+		defer cancel()
+		if err := m.d.removeIncarnation(ctx, m.move.Pod, m.move.Next.Epoch); err != nil {
+			m.log.Error("cleaning up after the failed move failed", "error", err)
+		}
+	}
+	// Told last: when the source says that the move failed, nothing is left here.
+	report := &poddv1.TargetMessage{Error: &poddv1.TargetError{Stage: string(m.stage), Message: fmt.Sprintf("host %s: %v", m.d.Name, cause)}}
+	if err := m.conn.send(report); err != nil {
+		m.log.Info("the source could not be told", "error", err)
+		m.abort(cause)
+	}
+}
+
+// abort decides a move whose source may be gone for good: the pod's record is
+// not to say for ever that it moves. The source's own abort is as good.
+func (m *targetMove) abort(cause error) {
+	if m.move == nil {
+		return
+	}
+	err := m.d.dir.AbortMove(context.WithoutCancel(m.d.ctx), m.move.ID, m.stage, cause)
+	if err != nil {
+		m.log.Warn("the move could not be recorded as aborted", "error", err)
+	}
+}
