@@ -107,6 +107,16 @@ func (r *Restore) prepare(ctx context.Context) error {
 	if err := r.options.Hooks.JoinCgroup(r.worker.pid()); err != nil {
 		return fmt.Errorf("putting CRIU into the pod's cgroup: %w", err)
 	}
+	return resetOOMScore(r.worker.pid())
+}
+
+// resetOOMScore gives CRIU the ordinary oom_score_adj of proc(5). CRIU restores
+// that of a process only if it is not 0; all others keep what they inherit,
+// which would be podd's own, and that may keep podd alive at the pods' cost.
+func resetOOMScore(pid int) error {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0); err != nil {
+		return fmt.Errorf("resetting CRIU's OOM score: %w", err)
+	}
 	return nil
 }
 
