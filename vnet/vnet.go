@@ -73,10 +73,12 @@ const firewallOwner firewall.Owner = "podd"
 
 // firewall is the one rule of a host: labelled packets come from the proxy
 // only. The label is no secret, and the kernel does not compare the outer
-// source address with the device's remote one.
+// source address with the device's remote one, nor the destination with its
+// local one; so the rule is about all addresses of the host, and only those: a
+// host may also be a router for others.
 func (n *Network) firewall() []firewall.Chain {
 	return []firewall.Chain{{Table: "raw", Name: "PREROUTING", Rules: []string{
-		fmt.Sprintf("-p udp --dport %d ! -s %s/32 -j DROP", n.config.Port, n.config.Proxy),
+		fmt.Sprintf("-p udp --dport %d -m addrtype --dst-type LOCAL ! -s %s/32 -j DROP", n.config.Port, n.config.Proxy),
 	}}}
 }
 

@@ -345,6 +345,56 @@ func TestForgedLabel(t *testing.T) {
 	vnettest.Eventually(t, "without the rule it arrives again", func() bool { return arrived() == 1 })
 }
 
+// TestForgedLabelElsewhere sends a forged packet to another address of the
+// host, where the kernel would take it just as well.
+func TestForgedLabelElsewhere(t *testing.T) {
+	topology := vnettest.New(t, 1)
+	host := topology.Hosts[0]
+	n := open(t, host, topology.Proxy)
+	b := binding(300000, "100.64.0.1", host)
+	path := newPod(t, n, b, vnet.AttachOptions{})
+	arrived := vnettest.ListenUDP(t, path, ":5000")
+	packet := vnettest.Datagram(topology.Client.Address, b.Virtual, 5000, "labelled")
+	elsewhere := host
+	elsewhere.Address = host.Address.Next()
+	host.Do(t, func() error {
+		uplink, err := netlink.LinkByName("uplink")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(uplink, &netlink.Addr{IPNet: &net.IPNet{IP: elsewhere.Address.AsSlice(), Mask: net.CIDRMask(32, 32)}})
+	})
+	send := func(from vnettest.Node) {
+		t.Helper()
+		vnettest.SendLabelled(t, from, elsewhere, b.Label, vxlan.ProxyMAC, vxlan.PodMAC, packet)
+	}
+	send(topology.Client)
+	vnettest.Eventually(t, "without a rule the packet arrives", func() bool { return arrived() == 1 })
+	host.Do(t, n.EnsureFirewall)
+	_, before := vnettest.Packets(t, path, vnet.NIC)
+	send(topology.Client)
+	send(topology.Proxy)
+	vnettest.Eventually(t, "the proxy's packet arrives", func() bool { return arrived() == 1 })
+	if _, after := vnettest.Packets(t, path, vnet.NIC); after != before+1 {
+		t.Errorf("%d packets have arrived, want the proxy's", after-before)
+	}
+}
+
+// TestRoutingHost makes the router a host too: what it forwards for others is
+// none of its business.
+func TestRoutingHost(t *testing.T) {
+	topology := vnettest.New(t, 1)
+	host := topology.Hosts[0]
+	n := open(t, host, topology.Proxy)
+	b := binding(300000, "100.64.0.1", host)
+	path := newPod(t, n, b, vnet.AttachOptions{})
+	arrived := vnettest.ListenUDP(t, path, ":5000")
+	topology.Router.Do(t, open(t, topology.Router, topology.Proxy).EnsureFirewall)
+	packet := vnettest.Datagram(topology.Client.Address, b.Virtual, 5000, "labelled")
+	vnettest.SendLabelled(t, topology.Client, host, b.Label, vxlan.ProxyMAC, vxlan.PodMAC, packet)
+	vnettest.Eventually(t, "a packet between other machines arrives", func() bool { return arrived() == 1 })
+}
+
 // refuses reports whether an ICMP error answers a VXLAN packet with label 9. A
 // second packet, to a port that is surely closed, shows when the answer to the
 // first would have come.
