@@ -254,10 +254,10 @@ func (m *sourceMove) syncFiles(ctx context.Context, final bool) (int64, error) {
 	}
 	stats, err := m.files.Sync(ctx, m.clock.count(m.conn), final)
 	if err != nil {
-		return stats.Bytes, fmt.Errorf("sending files: %w", err)
+		return stats.Bytes, fmt.Errorf("sending files to host %s: %w", m.move.Target, err)
 	}
 	if err := m.conn.writer.Flush(); err != nil {
-		return stats.Bytes, fmt.Errorf("sending files: %w", err)
+		return stats.Bytes, fmt.Errorf("sending files to host %s: %w", m.move.Target, err)
 	}
 	reply, err := m.conn.expect()
 	if err != nil {
