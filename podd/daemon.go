@@ -159,11 +159,13 @@ func (d *Daemon) netnsPath(name string, epoch pod.Epoch) string {
 // mountImagesDir puts a tmpfs under the images of moves: a restore reads them
 // as fast as memory, and they are gone after a reboot.
 func (d *Daemon) mountImagesDir() error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(d.imagesDir(), &fs); err != nil {
+	// That it is on a tmpfs says nothing: /run often is one, but a small one
+	// that others need.
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, d.imagesDir(), 0, 0, &st); err != nil {
 		return fmt.Errorf("looking at %s: %w", d.imagesDir(), err)
 	}
-	if fs.Type == unix.TMPFS_MAGIC {
+	if st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
 		return nil
 	}
 	if err := unix.Mount("podd", d.imagesDir(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700,size=90%"); err != nil {
