@@ -79,6 +79,7 @@ func Run(ctx context.Context, config Config) error {
 		return err
 	}
 	defer unlock()
+	d.checkMounts()
 	if err := d.mountImagesDir(); err != nil {
 		return err
 	}
@@ -154,6 +155,22 @@ func (d *Daemon) imagesDir() string  { return filepath.Join(d.RunDir, "checkpoin
 // netnsPath is where the network namespace of one incarnation is kept.
 func (d *Daemon) netnsPath(name string, epoch pod.Epoch) string {
 	return filepath.Join(d.netnsDir(), fmt.Sprintf("%s-%d", name, epoch))
+}
+
+// checkMounts warns when the mounts that podd makes end with it: then the next
+// podd can't take over the pods of this one. Inside of some containers the
+// first process can't be looked at; podd says nothing then.
+func (d *Daemon) checkMounts() {
+	own, err1 := os.Readlink("/proc/self/ns/mnt")
+	machine, err2 := os.Readlink("/proc/1/ns/mnt")
+	if err := errors.Join(err1, err2); err != nil {
+		d.log.Debug("podd can't tell whether its mounts will outlive it", "error", err)
+		return
+	}
+	if own != machine {
+		d.log.Warn("podd has a mount namespace of its own, so it will not find its pods again after a restart: " +
+			"remove PrivateTmp=, ProtectSystem= and the like from its service")
+	}
 }
 
 // mountImagesDir puts a tmpfs under the images of moves: a restore reads them
