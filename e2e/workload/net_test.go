@@ -118,11 +118,15 @@ func TestKeepAliveAndIdle(t *testing.T) {
 	}
 	// A server that closes is an error, and never made good by a new connection.
 	k = NewKeepAlive(KeepAliveConfig{URL: server.URL, Connections: 2, Interval: time.Millisecond})
-	stop = start(t, k)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- k.Run(ctx) }()
+	<-k.Started()
 	server.CloseClientConnections()
 	eventually(t, "the connections to close", func() bool { alive, _ := idle.Check(t.Context()); return alive == 0 })
-	if err := stop(); err == nil {
-		t.Error("closed connections are no error")
+	if err := <-ended; err == nil || ctx.Err() != nil {
+		t.Errorf("closed connections are no error: %v", err)
 	}
 }
 
