@@ -2,9 +2,7 @@ package namespace
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -88,7 +86,7 @@ func (p *process) exists() (bool, error) {
 	}
 	now, err := identify(p.PID)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case gone(err): // also in the middle of looking
 		return false, nil
 	case err != nil:
 		return false, err
