@@ -33,7 +33,9 @@ func (p Phase) Live() bool { return p == PhaseRunning || p == PhaseMoving }
 type VolumePolicy string
 
 const (
-	// VolumeMove carries the content to the target and removes it from the source.
+	// VolumeMove carries the content to the target, where the pod's copy is
+	// then the one that counts. A named volume is removed from the source; a
+	// path of the host's, which others may use, is left as it is.
 	VolumeMove VolumePolicy = "move"
 	// VolumeShare expects the same content at the same path on every host (NFS and its like).
 	VolumeShare VolumePolicy = "share"
