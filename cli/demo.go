@@ -28,10 +28,13 @@ less than a minute, needs root, and leaves nothing behind but the two pictures.`
 			release := p.signals.take(func(number unix.Signal) { p.signals.cancel(signalError{number}) })
 			defer release()
 			err := demo.Run(c.Context, demo.Options{Out: p.stdout, BinDir: c.String("bin-dir"), PictureDir: c.String("pictures")})
-			if err != nil {
-				return fmt.Errorf("demo: %w", err)
+			if err == nil {
+				return nil
 			}
-			return nil
+			// Said here, because the exit code is podctl's whatever failed: no
+			// command in a pod was asked for.
+			p.printError(fmt.Errorf("demo: %w", err))
+			return exitStatus(exitError)
 		},
 	}
 }

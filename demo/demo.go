@@ -77,12 +77,18 @@ func Run(ctx context.Context, o Options) error {
 	if err := s.prepare(); err != nil {
 		return err
 	}
-	s.introduce()
 	var err error
 	if s.lab, err = lab.Up(ctx, lab.Options{Hosts: len(hosts), BinDir: s.options.BinDir}); err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
 		return err
 	}
+	s.introduce()
 	err = s.play(ctx)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx) // what was interrupted does not matter
+	}
 	if err != nil {
 		s.say("The demo ends early; the lab is taken down.")
 	}
@@ -122,7 +128,7 @@ func (s *show) prepare() error {
 // play is the demo while the lab is up.
 func (s *show) play(ctx context.Context) error {
 	s.say("The lab is up.")
-	if _, err := s.podctl(ctx, RunDesktop(podName)...); err != nil {
+	if _, err := s.podctl(ctx, append([]string{"run", "--detach", "--name", podName}, Desktop()...)...); err != nil {
 		return err
 	}
 	here, err := s.inspect(ctx)

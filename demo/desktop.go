@@ -21,13 +21,10 @@ const (
 //go:embed desktop.sh
 var desktopScript string
 
-// RunDesktop are the arguments of podctl that run a desktop in a pod of the
-// host's own image.
-func RunDesktop(name string) []string {
-	return []string{
-		"run", "--detach", "--name", name, "--user", desktopUser, "--env", "HOME=" + DesktopHome,
-		"--", "sh", "-c", desktopScript, "desktop",
-	}
+// Desktop are the arguments of `podctl run`, besides the pod's name, that run a
+// desktop in a pod of the host's own image.
+func Desktop() []string {
+	return []string{"--user", desktopUser, "--env", "HOME=" + DesktopHome, "--", "sh", "-c", desktopScript, "desktop"}
 }
 
 // CheckPrograms reports which of the desktop's programs are missing on this
@@ -43,7 +40,7 @@ func CheckPrograms() error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("%w: the desktop needs programs that are not installed; ./dev demo installs them:\n%w", pod.ErrNotFound, errors.Join(missing...))
+		return fmt.Errorf("%w: the desktop needs programs that are not installed:\n%w", pod.ErrNotFound, errors.Join(missing...))
 	}
 	return nil
 }

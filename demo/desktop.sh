@@ -6,11 +6,11 @@ mkdir -m 700 "$HOME"
 cd "$HOME"
 
 # The server says on descriptor 3 when it is ready for its clients.
-mkfifo ready
+mkfifo server-ready counter-ready
 Xtigervnc :0 -desktop "$(hostname)" -geometry 880x560 -depth 24 \
-	-rfbport 5900 -SecurityTypes None -displayfd 3 3>ready &
+	-rfbport 5900 -SecurityTypes None -displayfd 3 3>server-ready &
 server=$!
-read -r display <ready
+read -r display <server-ready
 export DISPLAY=":$display"
 
 openbox &
@@ -19,10 +19,10 @@ xclock -update 1 -geometry 200x200+650+30 -title clock &
 # It changes the picture fifty times a second, so that a viewer notices any pause.
 # shellcheck disable=SC2016 # the variables are perl's
 xterm -fa Monospace -fs 20 -geometry 11x1+650+290 -title counter -e perl -e '
-	open READY, ">ready"; print READY "\n"; close READY;
+	open READY, ">counter-ready"; print READY "\n"; close READY;
 	$| = 1; for (;;) { printf "\r%9d", ++$n; select undef, undef, undef, 0.02 }' &
-read -r _ <ready
-rm ready
+read -r _ <counter-ready
+rm server-ready counter-ready
 
 # Last, so that it gets the keyboard.
 export PS1='\h:\w\$ '

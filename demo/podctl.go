@@ -47,10 +47,16 @@ func (m milliseconds) duration() time.Duration {
 	return time.Duration(float64(m) * float64(time.Millisecond))
 }
 
-// podctl runs podctl against host a of the lab and returns its standard output.
-func (s *show) podctl(ctx context.Context, args ...string) (string, error) {
+// command is podctl, asking host a of the lab.
+func (s *show) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(s.options.BinDir, "podctl"), args...)
 	cmd.Env = append(os.Environ(), "PODCTL_HOST=unix://"+s.lab.Socket(hosts[0]))
+	return cmd
+}
+
+// podctl runs podctl and returns its standard output.
+func (s *show) podctl(ctx context.Context, args ...string) (string, error) {
+	cmd := s.command(ctx, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
@@ -61,9 +67,21 @@ func (s *show) podctl(ctx context.Context, args ...string) (string, error) {
 	case ctx.Err() != nil:
 		return "", context.Cause(ctx)
 	case errors.As(err, &exit) && stderr.Len() > 0:
-		err = errors.New(strings.TrimSpace(strings.TrimPrefix(stderr.String(), "podctl: ")))
+		// Its hints are for people who have the lab before them.
+		message, _, _ := strings.Cut(stderr.String(), "\nhint: ")
+		err = errors.New(strings.TrimSpace(strings.TrimPrefix(message, "podctl: ")))
 	}
 	return "", fmt.Errorf("podctl %s: %w", args[0], err)
+}
+
+// epitaph says how the pod is and quotes the end of what its programs wrote.
+func (s *show) epitaph() string {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	// Whatever these have to say explains, be it an error.
+	state, _ := s.command(ctx, "ps", "--all").CombinedOutput()
+	logs, _ := s.command(ctx, "logs", "--tail", "10", podName).CombinedOutput()
+	return string(state) + string(logs)
 }
 
 // inspect asks where the pod is.

@@ -28,20 +28,9 @@ func (s *show) connect(ctx context.Context, public netip.Addr) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("connecting a viewer to the desktop at %s: %w\n%s", address, err, s.podLogs())
+		return fmt.Errorf("connecting a viewer to the desktop at %s: %w\n%s", address, err, s.epitaph())
 	}
 	return nil
-}
-
-// podLogs quotes the end of what the desktop's programs wrote.
-func (s *show) podLogs() string {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	out, err := s.podctl(ctx, "logs", "--tail", "10", podName)
-	if err != nil {
-		return err.Error()
-	}
-	return out
 }
 
 // diary is the file of the user's that the demo writes by typing.
