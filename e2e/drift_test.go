@@ -52,6 +52,15 @@ func TestDrift(t *testing.T) {
 		}
 	}
 	round()
+	// The proxy deletes old devices a moment after a move, also those of the
+	// tests before this one.
+	until(t, "the proxy has the device of one pod", func() error {
+		links := inNode(t, lab.Proxy, "ip", "-o", "link", "show", "type", "vxlan")
+		if n := strings.Count(links, ": label"); n != 1 {
+			return fmt.Errorf("%d devices:\n%s", n, links)
+		}
+		return nil
+	})
 	before := takeInventory(t)
 	for range 7 { // 21 moves
 		round()
