@@ -40,7 +40,7 @@ check gofmt formatted
 check "tests without skips" no_skips
 check shellcheck shell_scripts
 # One pass for the code itself, one for each kind of test: the tags are what go test runs with.
-for set in "$tags" "$tags,root" "$tags,e2e"; do
+for set in "$tags" "$tags,root" "$tags,e2e,faults"; do
 	check "go vet -tags $set" go vet -tags "$set" ./...
 done
 check staticcheck go run "$staticcheck" -tags "$tags,root,e2e" ./...
