@@ -293,7 +293,7 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 			return nil, errDumpFailed
 		case "pre-dump":
 			result.FrozenAt = time.Now()
-			err = d.freeze(ctx)
+			err = d.freezeBetweenSpawns(ctx)
 			result.Freeze = time.Since(result.FrozenAt)
 			if err == nil && d.seizeRunning {
 				err = d.options.Hooks.Thaw()
