@@ -20,7 +20,7 @@ const (
 	leastTries = 2
 	// transientTries and transientWait say how long it waits for what goes
 	// away by itself, such as a connection not yet accepted.
-	transientTries = 6
+	transientTries = 25
 	transientWait  = 20 * time.Millisecond
 )
 
@@ -36,7 +36,7 @@ type PreflightOptions struct {
 
 // Preflight looks for what CRIU can't carry in the pod whose init is pid (as
 // this process sees it), without stopping anything. What it finds it looks at
-// once more, what would only fail at this moment for a tenth of a second, and
+// once more, what would only fail at this moment for half a second, and
 // reports what was there every time. An empty result is no proof, only CRIU's
 // word is; but what is found would have failed, or would have been lost silently.
 //

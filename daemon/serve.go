@@ -20,6 +20,10 @@ import (
 const (
 	// readHeaderTimeout bounds how long a client may take to say what it wants.
 	readHeaderTimeout = 10 * time.Second
+	// lockPatience is how long a lock is waited for, lockRetry how often it is
+	// tried.
+	lockPatience = 3 * time.Second
+	lockRetry    = 20 * time.Millisecond
 	// stopTimeout is how long calls under way are waited for. Streams that
 	// follow something never end by themselves.
 	stopTimeout = 2 * time.Second
@@ -36,9 +40,15 @@ func Lock(dir, program string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("locking %s: %w", dir, err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%w: another %s runs with %s; give this one its own --run-dir and --state-dir", pod.ErrConflict, program, dir)
+	// A program that a killed daemon was about to start holds its lock for a
+	// moment longer.
+	deadline := time.Now().Add(lockPatience)
+	for unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		if time.Now().After(deadline) {
+			f.Close()
+			return nil, fmt.Errorf("%w: another %s runs with %s; give this one its own --run-dir and --state-dir", pod.ErrConflict, program, dir)
+		}
+		time.Sleep(lockRetry)
 	}
 	return func() { f.Close() }, nil
 }
