@@ -148,11 +148,11 @@ func (s *show) play(ctx context.Context) error {
 	if err := s.connect(ctx, public); err != nil {
 		return err
 	}
+	s.say("Its user looks at it: one VNC connection, through the proxy, open until the end of this demo:")
+	s.show("%s -> %s (%s)", s.viewer.Conn().LocalAddr(), s.viewer.Conn().RemoteAddr(), domain)
 	if err := s.findTerminal(ctx); err != nil {
 		return err
 	}
-	s.say("Its user looks at it: one VNC connection, through the proxy, open until the end of this demo:")
-	s.show("%s -> %s (%s)", s.viewer.Conn().LocalAddr(), s.viewer.Conn().RemoteAddr(), domain)
 	line, err := s.write(ctx, `me=$$; echo "start: shell $me"`)
 	if err != nil {
 		return err
