@@ -50,6 +50,10 @@ faults *args: build
     go test -tags '{{tags}},faults' ./fault
     go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -exec '{{sudo}}' -run '^TestFaults$' ./e2e -faults {{args}}
 
+# Check the protocol of a move with spin, in every order of events; model/README.md explains it
+model *args:
+    model/check.sh {{args}}
+
 # Show a live desktop session moving between hosts while its client stays connected
 demo *args: build
     {{sudo}} bin/podctl demo {{args}}
