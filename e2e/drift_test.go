@@ -43,7 +43,13 @@ func TestDrift(t *testing.T) {
 		if want := "wanderer 1 hello"; err == nil && reply != want {
 			err = fmt.Errorf("reply %q; want %q", reply, want)
 		}
-		return errors.Join(err, conn.Close())
+		err = errors.Join(err, conn.Close())
+		if errors.Is(err, syscall.ECONNRESET) {
+			// Its handshake was half done when the packets were held: the
+			// kernel can't read such a connection out (docs/limits.md).
+			return nil
+		}
+		return err
 	})
 	// The first round fills what is filled once: caches, pools, journals.
 	round := func() {
