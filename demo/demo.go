@@ -136,7 +136,7 @@ func (s *show) play(ctx context.Context) error {
 		return err
 	}
 	s.say("A desktop starts in a pod called %q on host %s, as an ordinary user:", podName, here.Host)
-	s.show("$ podctl run -d --name %s --user %s -- sh -c '(X server, window manager, clock, counter, terminal)'", podName, desktopUser)
+	s.detail("$ podctl run -d --name %s --user %s -- sh -c '(X server, window manager, clock, counter, terminal)'", podName, desktopUser)
 
 	public, err := s.resolve(ctx)
 	if err != nil {
@@ -149,7 +149,7 @@ func (s *show) play(ctx context.Context) error {
 		return err
 	}
 	s.say("Its user looks at it: one VNC connection, through the proxy, open until the end of this demo:")
-	s.show("%s -> %s (%s)", s.viewer.Conn().LocalAddr(), s.viewer.Conn().RemoteAddr(), domain)
+	s.detail("%s -> %s (%s)", s.viewer.Conn().LocalAddr(), s.viewer.Conn().RemoteAddr(), domain)
 	if err := s.findTerminal(ctx); err != nil {
 		return err
 	}
@@ -161,7 +161,7 @@ func (s *show) play(ctx context.Context) error {
 		return fmt.Errorf("the terminal's shell wrote %q: %w", line, err)
 	}
 	s.say("The user types into the terminal; the shell answers, and keeps its number in a variable:")
-	s.show("%s", line)
+	s.detail("%s", line)
 	if err := s.screenshot(ctx, "before.png"); err != nil {
 		return err
 	}
@@ -202,7 +202,7 @@ func (s *show) leg(ctx context.Context, number int, from, to string) error {
 	if want := fmt.Sprintf("move %d: shell %d, started as %[2]d", number, s.shell); line != want {
 		return fmt.Errorf("after the move to host %s the terminal's shell wrote %q; want %q", to, line, want)
 	}
-	s.show("The same shell answers what the user types: %s", line)
+	s.detail("The same shell answers what the user types: %s", line)
 
 	here, err := s.inspect(ctx)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"podd/pod"
 )
 
-// subnetBits is the size of the lab's subnets (package lab, newLab).
+// subnetBits is the size of the lab's subnets (package lab).
 const subnetBits = 24
 
 const introduction = `A running desktop changes computers, and its user stays connected.
@@ -52,8 +52,8 @@ func (s *show) say(format string, args ...any) {
 	fmt.Fprintf(s.options.Out, "%5.1f s  %s\n", time.Since(s.begun).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// show prints something below what was said last.
-func (s *show) show(format string, args ...any) {
+// detail prints something below what was said last.
+func (s *show) detail(format string, args ...any) {
 	fmt.Fprintf(s.options.Out, "         %s\n", fmt.Sprintf(format, args...))
 }
 
@@ -68,11 +68,11 @@ func (s *show) stages(r *receipt, from, to string, explain bool) {
 	for _, stage := range r.Stages {
 		switch stage.Stage {
 		case pod.StagePreflight:
-			s.show("the desktop runs on host %s", from)
+			s.detail("the desktop runs on host %s", from)
 		case pod.StageFreeze:
-			s.show("the desktop stands still")
+			s.detail("the desktop stands still")
 		case pod.StageRelease:
-			s.show("the desktop runs on host %s", to)
+			s.detail("the desktop runs on host %s", to)
 		}
 		size, explanation := "", ""
 		if stage.Bytes > 0 {
@@ -82,7 +82,7 @@ func (s *show) stages(r *receipt, from, to string, explain bool) {
 			explanation = explanations[stage.Stage]
 		}
 		line := fmt.Sprintf("  %-9s %8s %9s  %s", stage.Stage, formatDuration(stage.Duration.duration()), size, explanation)
-		s.show("%s", strings.TrimRight(line, " "))
+		s.detail("%s", strings.TrimRight(line, " "))
 	}
 }
 
@@ -91,15 +91,15 @@ func (s *show) noticed(l leg, during, after int64) {
 	s.say("Moved: %s of memory, %s of files, %d processes and %s, open all the time.",
 		formatBytes(l.receipt.MemoryBytes), formatBytes(l.receipt.PresyncFileBytes+l.receipt.FrozenFileBytes), l.receipt.Processes,
 		plural(l.receipt.Connections, "TCP connection"))
-	s.show("The desktop stood still for %s; the longest the user saw no change of the picture: %s.",
+	s.detail("The desktop stood still for %s; the longest the user saw no change of the picture: %s.",
 		formatDuration(l.receipt.Freeze.duration()), formatDuration(l.silence))
-	s.show("The picture changed %d times during the move and goes on: %d times since.", during, after)
+	s.detail("The picture changed %d times during the move and goes on: %d times since.", during, after)
 }
 
 // whereabouts prints the names of the pod: which stay and which change.
 func (s *show) whereabouts(resolved netip.Addr, v podView) {
 	subnet := netip.PrefixFrom(v.PhysicalAddress, subnetBits).Masked()
-	s.show("DNS says: %s is %s. It is on host %s, %s, in subnet %s.", domain, resolved, v.Host, v.PhysicalAddress, subnet)
+	s.detail("DNS says: %s is %s. It is on host %s, %s, in subnet %s.", domain, resolved, v.Host, v.PhysicalAddress, subnet)
 }
 
 // conclude sums the demo up.
