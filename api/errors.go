@@ -21,6 +21,9 @@ var codes = []struct {
 	{pod.ErrConflict, connect.CodeAborted},
 	{pod.ErrBlocked, connect.CodeFailedPrecondition},
 	{pod.ErrPhase, connect.CodeOutOfRange},
+	{pod.ErrDenied, connect.CodePermissionDenied},
+	{pod.ErrUnknownCaller, connect.CodeUnauthenticated},
+	{pod.ErrUntrusted, connect.CodeDataLoss},
 	{pod.ErrUnavailable, connect.CodeUnavailable},
 	{pod.ErrExhausted, connect.CodeResourceExhausted},
 }

@@ -10,10 +10,14 @@ import (
 )
 
 // RouteHeader says which podd a call is for, as "pod/NAME" (the host the pod is
-// on) or "host/NAME". A podd that gets a call for another passes it on. The
+// on), "host/NAME" or IssuerRoute. A podd that gets a call for another passes it on. The
 // header is derived from the request so that a podd can route a stream before
 // its first message is read.
 const RouteHeader = "Podd-Route"
+
+// IssuerRoute is the RouteHeader of a call for the daemon that has the cluster's
+// certificate authority.
+const IssuerRoute = "issuer"
 
 // route is the RouteHeader value for a request, empty when any podd will do.
 func route(request any) string {
@@ -24,6 +28,10 @@ func route(request any) string {
 		request = r.GetStart()
 	case *poddv1.ImportImageRequest:
 		request = r.GetHeader()
+	case *poddv1.RestorePodRequest:
+		request = r.GetHeader()
+	case *poddv1.JoinRequest, *poddv1.RenewRequest:
+		return IssuerRoute
 	case *poddv1.ListMovesRequest, *poddv1.GetPodRequest:
 		return "" // answered from the directory
 	}

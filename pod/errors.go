@@ -23,6 +23,13 @@ var (
 	// ErrExhausted means a bounded resource ran out: addresses, labels,
 	// disk or memory.
 	ErrExhausted = errors.New("exhausted")
+	// ErrDenied means the caller is known and may not do that.
+	ErrDenied = errors.New("permission denied")
+	// ErrUnknownCaller means the caller has not proved who it is.
+	ErrUnknownCaller = errors.New("not authenticated")
+	// ErrUntrusted means something did not come from where it claims, or was
+	// changed on the way: a signature or a digest is wrong.
+	ErrUntrusted = errors.New("not to be trusted")
 	// ErrBlocked means preflight found something that can't be carried to
 	// another host. The details are Blockers.
 	ErrBlocked = errors.New("not movable")

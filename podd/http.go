@@ -13,10 +13,10 @@ import (
 func (d *Daemon) handler() http.Handler {
 	mux := http.NewServeMux()
 	options := api.HandlerOptions()
-	mux.Handle(poddv1connect.NewPodServiceHandler(&podService{d}, options))
+	mux.Handle(poddv1connect.NewPodServiceHandler(&podService{d: d}, options))
 	mux.Handle(poddv1connect.NewImageServiceHandler(&imageService{d}, options))
-	mux.Handle(poddv1connect.NewHostServiceHandler(&hostService{d}, options))
-	mux.Handle(poddv1connect.NewMoveServiceHandler(&moveService{d}, options))
+	mux.Handle(poddv1connect.NewHostServiceHandler(&hostService{d: d}, options))
+	mux.Handle(poddv1connect.NewMoveServiceHandler(&moveService{d: d}, options))
 	mux.Handle(poddv1connect.NewTargetServiceHandler(&targetService{d}, options))
 	mux.HandleFunc("POST "+transferPath, d.serveTransfer)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })

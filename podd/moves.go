@@ -9,10 +9,14 @@ import (
 
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
+	"podd/api/podd/v1/poddv1connect"
 	"podd/pod"
 )
 
-type moveService struct{ d *Daemon }
+type moveService struct {
+	poddv1connect.UnimplementedMoveServiceHandler
+	d *Daemon
+}
 
 func (s *moveService) CheckMove(ctx context.Context, r *connect.Request[poddv1.CheckMoveRequest]) (*connect.Response[poddv1.CheckMoveResponse], error) {
 	check, err := s.d.checkMove(ctx, r.Msg.GetPod(), r.Msg.GetTarget())

@@ -10,6 +10,7 @@ import (
 
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
+	"podd/api/podd/v1/poddv1connect"
 	"podd/pod"
 	"podd/version"
 )
@@ -17,7 +18,10 @@ import (
 // DefaultStopTimeout is how long a pod has to end before it is killed.
 const DefaultStopTimeout = 10 * time.Second
 
-type podService struct{ d *Daemon }
+type podService struct {
+	poddv1connect.UnimplementedPodServiceHandler
+	d *Daemon
+}
 
 func (s *podService) CreatePod(ctx context.Context, r *connect.Request[poddv1.CreatePodRequest]) (*connect.Response[poddv1.CreatePodResponse], error) {
 	p, err := s.d.create(ctx, api.SpecFromProto(r.Msg.GetSpec()))
@@ -89,7 +93,10 @@ func (s *podService) RemovePod(ctx context.Context, r *connect.Request[poddv1.Re
 	return connect.NewResponse(&poddv1.RemovePodResponse{}), nil
 }
 
-type hostService struct{ d *Daemon }
+type hostService struct {
+	poddv1connect.UnimplementedHostServiceHandler
+	d *Daemon
+}
 
 func (s *hostService) ListHosts(ctx context.Context, _ *connect.Request[poddv1.ListHostsRequest]) (*connect.Response[poddv1.ListHostsResponse], error) {
 	hosts, err := s.d.dir.Hosts(ctx)

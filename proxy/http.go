@@ -26,7 +26,7 @@ const (
 // handler is everything podproxy serves on its API port.
 func (p *Proxy) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(poddv1connect.NewProxyServiceHandler(&service{p.reconciler}, api.HandlerOptions()))
+	mux.Handle(poddv1connect.NewProxyServiceHandler(&service{reconciler: p.reconciler}, api.HandlerOptions()))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		if err := p.health(r.Context()); err != nil {
@@ -39,7 +39,10 @@ func (p *Proxy) handler() http.Handler {
 }
 
 // service implements poddv1connect.ProxyServiceHandler.
-type service struct{ reconciler *reconciler }
+type service struct {
+	poddv1connect.UnimplementedProxyServiceHandler
+	reconciler *reconciler
+}
 
 func (s *service) Hold(ctx context.Context, request *connect.Request[poddv1.HoldRequest]) (*connect.Response[poddv1.HoldResponse], error) {
 	ctx, cancel := context.WithTimeout(ctx, holdTimeout)

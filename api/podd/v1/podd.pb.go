@@ -335,16 +335,18 @@ func (x *Binding) GetEpoch() uint64 {
 }
 
 type Pod struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Spec          *PodSpec               `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
-	Binding       *Binding               `protobuf:"bytes,2,opt,name=binding,proto3" json:"binding,omitempty"`
-	Phase         string                 `protobuf:"bytes,3,opt,name=phase,proto3" json:"phase,omitempty"`
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	ExitCode      int32                  `protobuf:"varint,5,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
-	Move          string                 `protobuf:"bytes,6,opt,name=move,proto3" json:"move,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	StoppedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=stopped_at,json=stoppedAt,proto3" json:"stopped_at,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Spec      *PodSpec               `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	Binding   *Binding               `protobuf:"bytes,2,opt,name=binding,proto3" json:"binding,omitempty"`
+	Phase     string                 `protobuf:"bytes,3,opt,name=phase,proto3" json:"phase,omitempty"`
+	Reason    string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	ExitCode  int32                  `protobuf:"varint,5,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
+	Move      string                 `protobuf:"bytes,6,opt,name=move,proto3" json:"move,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	StoppedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=stopped_at,json=stoppedAt,proto3" json:"stopped_at,omitempty"`
+	// Held says that the proxy queues the pod's packets.
+	Held          bool `protobuf:"varint,10,opt,name=held,proto3" json:"held,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -440,6 +442,13 @@ func (x *Pod) GetStoppedAt() *timestamppb.Timestamp {
 		return x.StoppedAt
 	}
 	return nil
+}
+
+func (x *Pod) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
 }
 
 type Host struct {
@@ -3280,9 +3289,14 @@ func (x *CheckMoveResponse) GetConnections() int32 {
 }
 
 type MovePodRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pod           string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
-	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Pod    string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	Target string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// Timeout bounds the whole move up to the commit; absent means no limit.
+	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// MaxDowntime bounds how long the pod may be frozen: the move is undone
+	// rather than freeze it longer. Absent means the daemon's own limit.
+	MaxDowntime   *durationpb.Duration `protobuf:"bytes,4,opt,name=max_downtime,json=maxDowntime,proto3" json:"max_downtime,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3329,6 +3343,20 @@ func (x *MovePodRequest) GetTarget() string {
 		return x.Target
 	}
 	return ""
+}
+
+func (x *MovePodRequest) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *MovePodRequest) GetMaxDowntime() *durationpb.Duration {
+	if x != nil {
+		return x.MaxDowntime
+	}
+	return nil
 }
 
 type MovePodResponse struct {
@@ -3880,6 +3908,1923 @@ func (*HoldResponse) Descriptor() ([]byte, []int) {
 	return file_podd_v1_podd_proto_rawDescGZIP(), []int{57}
 }
 
+type ListHoldsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListHoldsRequest) Reset() {
+	*x = ListHoldsRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListHoldsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListHoldsRequest) ProtoMessage() {}
+
+func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListHoldsRequest.ProtoReflect.Descriptor instead.
+func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{58}
+}
+
+type ListHoldsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Holds         []*Hold                `protobuf:"bytes,1,rep,name=holds,proto3" json:"holds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListHoldsResponse) Reset() {
+	*x = ListHoldsResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListHoldsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListHoldsResponse) ProtoMessage() {}
+
+func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListHoldsResponse.ProtoReflect.Descriptor instead.
+func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *ListHoldsResponse) GetHolds() []*Hold {
+	if x != nil {
+		return x.Holds
+	}
+	return nil
+}
+
+type Hold struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Move  string                 `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
+	Pod   string                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
+	// Duration is how long its packets have been queued.
+	Duration *durationpb.Duration `protobuf:"bytes,3,opt,name=duration,proto3" json:"duration,omitempty"`
+	// Limit is when the queue is let go whatever happens.
+	Limit         *durationpb.Duration `protobuf:"bytes,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hold) Reset() {
+	*x = Hold{}
+	mi := &file_podd_v1_podd_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hold) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hold) ProtoMessage() {}
+
+func (x *Hold) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hold.ProtoReflect.Descriptor instead.
+func (*Hold) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *Hold) GetMove() string {
+	if x != nil {
+		return x.Move
+	}
+	return ""
+}
+
+func (x *Hold) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *Hold) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *Hold) GetLimit() *durationpb.Duration {
+	if x != nil {
+		return x.Limit
+	}
+	return nil
+}
+
+type CancelMoveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelMoveRequest) Reset() {
+	*x = CancelMoveRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelMoveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelMoveRequest) ProtoMessage() {}
+
+func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelMoveRequest.ProtoReflect.Descriptor instead.
+func (*CancelMoveRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *CancelMoveRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CancelMoveRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type CancelMoveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Move          *Move                  `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelMoveResponse) Reset() {
+	*x = CancelMoveResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelMoveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelMoveResponse) ProtoMessage() {}
+
+func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelMoveResponse.ProtoReflect.Descriptor instead.
+func (*CancelMoveResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *CancelMoveResponse) GetMove() *Move {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
+type WaitMoveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitMoveRequest) Reset() {
+	*x = WaitMoveRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitMoveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitMoveRequest) ProtoMessage() {}
+
+func (x *WaitMoveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitMoveRequest.ProtoReflect.Descriptor instead.
+func (*WaitMoveRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *WaitMoveRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type WaitMoveResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Stage   string                 `protobuf:"bytes,1,opt,name=stage,proto3" json:"stage,omitempty"`
+	Id      string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Elapsed *durationpb.Duration   `protobuf:"bytes,3,opt,name=elapsed,proto3" json:"elapsed,omitempty"`
+	// Move is set in the last event only.
+	Move          *Move `protobuf:"bytes,4,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitMoveResponse) Reset() {
+	*x = WaitMoveResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitMoveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitMoveResponse) ProtoMessage() {}
+
+func (x *WaitMoveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitMoveResponse.ProtoReflect.Descriptor instead.
+func (*WaitMoveResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *WaitMoveResponse) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *WaitMoveResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WaitMoveResponse) GetElapsed() *durationpb.Duration {
+	if x != nil {
+		return x.Elapsed
+	}
+	return nil
+}
+
+func (x *WaitMoveResponse) GetMove() *Move {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
+type CheckHostRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Host to look at; empty means the podd that is asked.
+	Host          string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckHostRequest) Reset() {
+	*x = CheckHostRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckHostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckHostRequest) ProtoMessage() {}
+
+func (x *CheckHostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckHostRequest.ProtoReflect.Descriptor instead.
+func (*CheckHostRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *CheckHostRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type Finding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Check names what was looked at: "criu", "clock", "drift".
+	Check string `protobuf:"bytes,1,opt,name=check,proto3" json:"check,omitempty"`
+	// Severity is "ok", "warning" or "error".
+	Severity string `protobuf:"bytes,2,opt,name=severity,proto3" json:"severity,omitempty"`
+	Detail   string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	// Remedy says what to do; empty when severity is "ok".
+	Remedy        string `protobuf:"bytes,4,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_podd_v1_podd_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *Finding) GetCheck() string {
+	if x != nil {
+		return x.Check
+	}
+	return ""
+}
+
+func (x *Finding) GetSeverity() string {
+	if x != nil {
+		return x.Severity
+	}
+	return ""
+}
+
+func (x *Finding) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Finding) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
+type CheckHostResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Findings      []*Finding             `protobuf:"bytes,2,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckHostResponse) Reset() {
+	*x = CheckHostResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckHostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckHostResponse) ProtoMessage() {}
+
+func (x *CheckHostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckHostResponse.ProtoReflect.Descriptor instead.
+func (*CheckHostResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *CheckHostResponse) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *CheckHostResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+type RemoveHostRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, and not host: the call is not for the podd of that host.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveHostRequest) Reset() {
+	*x = RemoveHostRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveHostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveHostRequest) ProtoMessage() {}
+
+func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
+func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *RemoveHostRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveHostResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveHostResponse) Reset() {
+	*x = RemoveHostResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveHostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveHostResponse) ProtoMessage() {}
+
+func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
+func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{69}
+}
+
+type GetTrustRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTrustRequest) Reset() {
+	*x = GetTrustRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTrustRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTrustRequest) ProtoMessage() {}
+
+func (x *GetTrustRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTrustRequest.ProtoReflect.Descriptor instead.
+func (*GetTrustRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{70}
+}
+
+type GetTrustResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Authority is the cluster's CA certificate, in PEM.
+	Authority string `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	// Recipient is the cluster's public key for encrypted files (age1...).
+	Recipient string `protobuf:"bytes,2,opt,name=recipient,proto3" json:"recipient,omitempty"`
+	// Issuers are the API addresses of the daemons that have the CA.
+	Issuers []string `protobuf:"bytes,3,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	// You is how the caller is known, and YourRole what that permits.
+	You           string `protobuf:"bytes,4,opt,name=you,proto3" json:"you,omitempty"`
+	YourRole      string `protobuf:"bytes,5,opt,name=your_role,json=yourRole,proto3" json:"your_role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTrustResponse) Reset() {
+	*x = GetTrustResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTrustResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTrustResponse) ProtoMessage() {}
+
+func (x *GetTrustResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTrustResponse.ProtoReflect.Descriptor instead.
+func (*GetTrustResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *GetTrustResponse) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *GetTrustResponse) GetRecipient() string {
+	if x != nil {
+		return x.Recipient
+	}
+	return ""
+}
+
+func (x *GetTrustResponse) GetIssuers() []string {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+func (x *GetTrustResponse) GetYou() string {
+	if x != nil {
+		return x.You
+	}
+	return ""
+}
+
+func (x *GetTrustResponse) GetYourRole() string {
+	if x != nil {
+		return x.YourRole
+	}
+	return ""
+}
+
+type CreateTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Kind is "host", "proxy" or "user".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Name binds the token to one name; empty lets the holder choose, but
+	// for users, who must be named.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Role is "admin", "operator" or "viewer", for users.
+	Role          string               `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	Lifetime      *durationpb.Duration `protobuf:"bytes,4,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenRequest) Reset() {
+	*x = CreateTokenRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenRequest) ProtoMessage() {}
+
+func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
+func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *CreateTokenRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetLifetime() *durationpb.Duration {
+	if x != nil {
+		return x.Lifetime
+	}
+	return nil
+}
+
+type CreateTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenResponse) Reset() {
+	*x = CreateTokenResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenResponse) ProtoMessage() {}
+
+func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
+func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *CreateTokenResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *CreateTokenResponse) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+type Token struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Role          string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`
+	CreatedBy     string                 `protobuf:"bytes,5,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	Used          bool                   `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_podd_v1_podd_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *Token) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Token) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Token) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Token) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Token) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+func (x *Token) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Token) GetUsed() bool {
+	if x != nil {
+		return x.Used
+	}
+	return false
+}
+
+type ListTokensRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensRequest) Reset() {
+	*x = ListTokensRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensRequest) ProtoMessage() {}
+
+func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
+func (*ListTokensRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{75}
+}
+
+type ListTokensResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tokens        []*Token               `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensResponse) Reset() {
+	*x = ListTokensResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensResponse) ProtoMessage() {}
+
+func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
+func (*ListTokensResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *ListTokensResponse) GetTokens() []*Token {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type DeleteTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteTokenRequest) Reset() {
+	*x = DeleteTokenRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteTokenRequest) ProtoMessage() {}
+
+func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
+func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *DeleteTokenRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type DeleteTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteTokenResponse) Reset() {
+	*x = DeleteTokenResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteTokenResponse) ProtoMessage() {}
+
+func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
+func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{78}
+}
+
+type Member struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Role  string                 `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	// ExpiresAt is when the newest certificate ends, unless it is renewed.
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Member) Reset() {
+	*x = Member{}
+	mi := &file_podd_v1_podd_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Member) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Member) ProtoMessage() {}
+
+func (x *Member) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Member.ProtoReflect.Descriptor instead.
+func (*Member) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *Member) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Member) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Member) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Member) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+type ListMembersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMembersRequest) Reset() {
+	*x = ListMembersRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMembersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMembersRequest) ProtoMessage() {}
+
+func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
+func (*ListMembersRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{80}
+}
+
+type ListMembersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       []*Member              `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMembersResponse) Reset() {
+	*x = ListMembersResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMembersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMembersResponse) ProtoMessage() {}
+
+func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
+func (*ListMembersResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *ListMembersResponse) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type RevokeUserRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeUserRequest) Reset() {
+	*x = RevokeUserRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeUserRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeUserRequest) ProtoMessage() {}
+
+func (x *RevokeUserRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeUserRequest.ProtoReflect.Descriptor instead.
+func (*RevokeUserRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *RevokeUserRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RevokeUserResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeUserResponse) Reset() {
+	*x = RevokeUserResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeUserResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeUserResponse) ProtoMessage() {}
+
+func (x *RevokeUserResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeUserResponse.ProtoReflect.Descriptor instead.
+func (*RevokeUserResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{83}
+}
+
+type JoinRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ID and secret are the token's.
+	Id     string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Secret []byte `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	// Kind and name are who wants to join.
+	Kind string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// Request is a PKCS #10 certificate request, in DER; its signature proves
+	// possession of the key.
+	Request []byte `protobuf:"bytes,5,opt,name=request,proto3" json:"request,omitempty"`
+	// Addresses the certificate is to be good for, for daemons.
+	Addresses     []string `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinRequest) Reset() {
+	*x = JoinRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinRequest) ProtoMessage() {}
+
+func (x *JoinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
+func (*JoinRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *JoinRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+type JoinResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Certificate is the chain, the caller's first, in PEM.
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// Authority is the CA certificate in PEM: the token has its fingerprint.
+	Authority string `protobuf:"bytes,2,opt,name=authority,proto3" json:"authority,omitempty"`
+	// Directory is the URLs of the directory, with commas between; for daemons.
+	Directory string `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
+	// Secret is the cluster's private key for encrypted files
+	// (AGE-SECRET-KEY-1...); for hosts.
+	Secret string `protobuf:"bytes,4,opt,name=secret,proto3" json:"secret,omitempty"`
+	// Role is what the token gives a user.
+	Role          string `protobuf:"bytes,5,opt,name=role,proto3" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinResponse) Reset() {
+	*x = JoinResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinResponse) ProtoMessage() {}
+
+func (x *JoinResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
+func (*JoinResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *JoinResponse) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *JoinResponse) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *JoinResponse) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *JoinResponse) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *JoinResponse) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+type RenewRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       []byte                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *RenewRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type RenewResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Certificate string                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// Authority is the CA certificate in PEM.
+	Authority     string `protobuf:"bytes,2,opt,name=authority,proto3" json:"authority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResponse) Reset() {
+	*x = RenewResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResponse) ProtoMessage() {}
+
+func (x *RenewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
+func (*RenewResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *RenewResponse) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *RenewResponse) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+type CheckpointPodRequest struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Pod          string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	LeaveRunning bool                   `protobuf:"varint,2,opt,name=leave_running,json=leaveRunning,proto3" json:"leave_running,omitempty"`
+	// Recipients are age public keys to encrypt to besides the cluster's own;
+	// with OnlyRecipients, instead of it.
+	Recipients     []string `protobuf:"bytes,3,rep,name=recipients,proto3" json:"recipients,omitempty"`
+	OnlyRecipients bool     `protobuf:"varint,4,opt,name=only_recipients,json=onlyRecipients,proto3" json:"only_recipients,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CheckpointPodRequest) Reset() {
+	*x = CheckpointPodRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointPodRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointPodRequest) ProtoMessage() {}
+
+func (x *CheckpointPodRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointPodRequest.ProtoReflect.Descriptor instead.
+func (*CheckpointPodRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *CheckpointPodRequest) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *CheckpointPodRequest) GetLeaveRunning() bool {
+	if x != nil {
+		return x.LeaveRunning
+	}
+	return false
+}
+
+func (x *CheckpointPodRequest) GetRecipients() []string {
+	if x != nil {
+		return x.Recipients
+	}
+	return nil
+}
+
+func (x *CheckpointPodRequest) GetOnlyRecipients() bool {
+	if x != nil {
+		return x.OnlyRecipients
+	}
+	return false
+}
+
+type CheckpointPodResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Data  []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// Stage and total_bytes report progress.
+	Stage         string `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	TotalBytes    int64  `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointPodResponse) Reset() {
+	*x = CheckpointPodResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointPodResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointPodResponse) ProtoMessage() {}
+
+func (x *CheckpointPodResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointPodResponse.ProtoReflect.Descriptor instead.
+func (*CheckpointPodResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *CheckpointPodResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *CheckpointPodResponse) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *CheckpointPodResponse) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+type RestorePodHeader struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Host to restore on; empty means the podd that is asked.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// Name for the pod; empty means its own.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// ForceNewIdentity makes a copy: a new name and address.
+	ForceNewIdentity bool `protobuf:"varint,3,opt,name=force_new_identity,json=forceNewIdentity,proto3" json:"force_new_identity,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *RestorePodHeader) Reset() {
+	*x = RestorePodHeader{}
+	mi := &file_podd_v1_podd_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestorePodHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestorePodHeader) ProtoMessage() {}
+
+func (x *RestorePodHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestorePodHeader.ProtoReflect.Descriptor instead.
+func (*RestorePodHeader) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{90}
+}
+
+func (x *RestorePodHeader) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *RestorePodHeader) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RestorePodHeader) GetForceNewIdentity() bool {
+	if x != nil {
+		return x.ForceNewIdentity
+	}
+	return false
+}
+
+type RestorePodRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Request:
+	//
+	//	*RestorePodRequest_Header
+	//	*RestorePodRequest_Data
+	Request       isRestorePodRequest_Request `protobuf_oneof:"request"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestorePodRequest) Reset() {
+	*x = RestorePodRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestorePodRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestorePodRequest) ProtoMessage() {}
+
+func (x *RestorePodRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestorePodRequest.ProtoReflect.Descriptor instead.
+func (*RestorePodRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{91}
+}
+
+func (x *RestorePodRequest) GetRequest() isRestorePodRequest_Request {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *RestorePodRequest) GetHeader() *RestorePodHeader {
+	if x != nil {
+		if x, ok := x.Request.(*RestorePodRequest_Header); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *RestorePodRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Request.(*RestorePodRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isRestorePodRequest_Request interface {
+	isRestorePodRequest_Request()
+}
+
+type RestorePodRequest_Header struct {
+	Header *RestorePodHeader `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type RestorePodRequest_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*RestorePodRequest_Header) isRestorePodRequest_Request() {}
+
+func (*RestorePodRequest_Data) isRestorePodRequest_Request() {}
+
+type RestorePodResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pod           *Pod                   `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestorePodResponse) Reset() {
+	*x = RestorePodResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestorePodResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestorePodResponse) ProtoMessage() {}
+
+func (x *RestorePodResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestorePodResponse.ProtoReflect.Descriptor instead.
+func (*RestorePodResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *RestorePodResponse) GetPod() *Pod {
+	if x != nil {
+		return x.Pod
+	}
+	return nil
+}
+
 var File_podd_v1_podd_proto protoreflect.FileDescriptor
 
 const file_podd_v1_podd_proto_rawDesc = "" +
@@ -3914,7 +5859,7 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12)\n" +
 	"\x10physical_address\x18\x04 \x01(\tR\x0fphysicalAddress\x12\x14\n" +
 	"\x05label\x18\x05 \x01(\rR\x05label\x12\x14\n" +
-	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xe7\x02\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xfb\x02\n" +
 	"\x03Pod\x12$\n" +
 	"\x04spec\x18\x01 \x01(\v2\x10.podd.v1.PodSpecR\x04spec\x12*\n" +
 	"\abinding\x18\x02 \x01(\v2\x10.podd.v1.BindingR\abinding\x12\x14\n" +
@@ -3927,7 +5872,9 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\n" +
 	"started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x129\n" +
 	"\n" +
-	"stopped_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstoppedAt\"\xe9\x02\n" +
+	"stopped_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstoppedAt\x12\x12\n" +
+	"\x04held\x18\n" +
+	" \x01(\bR\x04held\"\xe9\x02\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x10physical_address\x18\x02 \x01(\tR\x0fphysicalAddress\x12\x1f\n" +
@@ -4120,10 +6067,12 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\n" +
 	"file_bytes\x18\x03 \x01(\x03R\tfileBytes\x12\x1c\n" +
 	"\tprocesses\x18\x04 \x01(\x05R\tprocesses\x12 \n" +
-	"\vconnections\x18\x05 \x01(\x05R\vconnections\":\n" +
+	"\vconnections\x18\x05 \x01(\x05R\vconnections\"\xad\x01\n" +
 	"\x0eMovePodRequest\x12\x10\n" +
 	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x16\n" +
-	"\x06target\x18\x02 \x01(\tR\x06target\"\xc6\x01\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x123\n" +
+	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12<\n" +
+	"\fmax_downtime\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vmaxDowntime\"\xc6\x01\n" +
 	"\x0fMovePodResponse\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -4159,7 +6108,124 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\bblockers\x18\x01 \x03(\v2\x10.podd.v1.BlockerR\bblockers\"!\n" +
 	"\vHoldRequest\x12\x12\n" +
 	"\x04move\x18\x01 \x01(\tR\x04move\"\x0e\n" +
-	"\fHoldResponse2\xf9\x04\n" +
+	"\fHoldResponse\"\x12\n" +
+	"\x10ListHoldsRequest\"8\n" +
+	"\x11ListHoldsResponse\x12#\n" +
+	"\x05holds\x18\x01 \x03(\v2\r.podd.v1.HoldR\x05holds\"\x94\x01\n" +
+	"\x04Hold\x12\x12\n" +
+	"\x04move\x18\x01 \x01(\tR\x04move\x12\x10\n" +
+	"\x03pod\x18\x02 \x01(\tR\x03pod\x125\n" +
+	"\bduration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12/\n" +
+	"\x05limit\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05limit\";\n" +
+	"\x11CancelMoveRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"7\n" +
+	"\x12CancelMoveResponse\x12!\n" +
+	"\x04move\x18\x01 \x01(\v2\r.podd.v1.MoveR\x04move\"!\n" +
+	"\x0fWaitMoveRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x90\x01\n" +
+	"\x10WaitMoveResponse\x12\x14\n" +
+	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x123\n" +
+	"\aelapsed\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\x12!\n" +
+	"\x04move\x18\x04 \x01(\v2\r.podd.v1.MoveR\x04move\"&\n" +
+	"\x10CheckHostRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\"k\n" +
+	"\aFinding\x12\x14\n" +
+	"\x05check\x18\x01 \x01(\tR\x05check\x12\x1a\n" +
+	"\bseverity\x18\x02 \x01(\tR\bseverity\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x16\n" +
+	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"U\n" +
+	"\x11CheckHostResponse\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12,\n" +
+	"\bfindings\x18\x02 \x03(\v2\x10.podd.v1.FindingR\bfindings\"'\n" +
+	"\x11RemoveHostRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
+	"\x12RemoveHostResponse\"\x11\n" +
+	"\x0fGetTrustRequest\"\x97\x01\n" +
+	"\x10GetTrustResponse\x12\x1c\n" +
+	"\tauthority\x18\x01 \x01(\tR\tauthority\x12\x1c\n" +
+	"\trecipient\x18\x02 \x01(\tR\trecipient\x12\x18\n" +
+	"\aissuers\x18\x03 \x03(\tR\aissuers\x12\x10\n" +
+	"\x03you\x18\x04 \x01(\tR\x03you\x12\x1b\n" +
+	"\tyour_role\x18\x05 \x01(\tR\byourRole\"\x87\x01\n" +
+	"\x12CreateTokenRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x125\n" +
+	"\blifetime\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\blifetime\"f\n" +
+	"\x13CreateTokenResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x129\n" +
+	"\n" +
+	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\xc1\x01\n" +
+	"\x05Token\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\x05 \x01(\tR\tcreatedBy\x129\n" +
+	"\n" +
+	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x12\n" +
+	"\x04used\x18\a \x01(\bR\x04used\"\x13\n" +
+	"\x11ListTokensRequest\"<\n" +
+	"\x12ListTokensResponse\x12&\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x0e.podd.v1.TokenR\x06tokens\"$\n" +
+	"\x12DeleteTokenRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
+	"\x13DeleteTokenResponse\"\x7f\n" +
+	"\x06Member\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x129\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\x14\n" +
+	"\x12ListMembersRequest\"@\n" +
+	"\x13ListMembersResponse\x12)\n" +
+	"\amembers\x18\x01 \x03(\v2\x0f.podd.v1.MemberR\amembers\"'\n" +
+	"\x11RevokeUserRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
+	"\x12RevokeUserResponse\"\x95\x01\n" +
+	"\vJoinRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x18\n" +
+	"\arequest\x18\x05 \x01(\fR\arequest\x12\x1c\n" +
+	"\taddresses\x18\x06 \x03(\tR\taddresses\"\x98\x01\n" +
+	"\fJoinResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x1c\n" +
+	"\tauthority\x18\x02 \x01(\tR\tauthority\x12\x1c\n" +
+	"\tdirectory\x18\x03 \x01(\tR\tdirectory\x12\x16\n" +
+	"\x06secret\x18\x04 \x01(\tR\x06secret\x12\x12\n" +
+	"\x04role\x18\x05 \x01(\tR\x04role\"(\n" +
+	"\fRenewRequest\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\fR\arequest\"O\n" +
+	"\rRenewResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x1c\n" +
+	"\tauthority\x18\x02 \x01(\tR\tauthority\"\x96\x01\n" +
+	"\x14CheckpointPodRequest\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\x12#\n" +
+	"\rleave_running\x18\x02 \x01(\bR\fleaveRunning\x12\x1e\n" +
+	"\n" +
+	"recipients\x18\x03 \x03(\tR\n" +
+	"recipients\x12'\n" +
+	"\x0fonly_recipients\x18\x04 \x01(\bR\x0eonlyRecipients\"b\n" +
+	"\x15CheckpointPodResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x1f\n" +
+	"\vtotal_bytes\x18\x03 \x01(\x03R\n" +
+	"totalBytes\"h\n" +
+	"\x10RestorePodHeader\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12,\n" +
+	"\x12force_new_identity\x18\x03 \x01(\bR\x10forceNewIdentity\"i\n" +
+	"\x11RestorePodRequest\x123\n" +
+	"\x06header\x18\x01 \x01(\v2\x19.podd.v1.RestorePodHeaderH\x00R\x06header\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\t\n" +
+	"\arequest\"4\n" +
+	"\x12RestorePodResponse\x12\x1e\n" +
+	"\x03pod\x18\x01 \x01(\v2\f.podd.v1.PodR\x03pod2\x94\x06\n" +
 	"\n" +
 	"PodService\x12B\n" +
 	"\tCreatePod\x12\x19.podd.v1.CreatePodRequest\x1a\x1a.podd.v1.CreatePodResponse\x12?\n" +
@@ -4171,25 +6237,46 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\tRemovePod\x12\x19.podd.v1.RemovePodRequest\x1a\x1a.podd.v1.RemovePodResponse\x125\n" +
 	"\x04Logs\x12\x14.podd.v1.LogsRequest\x1a\x15.podd.v1.LogsResponse0\x01\x127\n" +
 	"\x04Exec\x12\x14.podd.v1.ExecRequest\x1a\x15.podd.v1.ExecResponse(\x010\x01\x12=\n" +
-	"\x06Attach\x12\x16.podd.v1.AttachRequest\x1a\x17.podd.v1.AttachResponse(\x010\x012\xeb\x01\n" +
+	"\x06Attach\x12\x16.podd.v1.AttachRequest\x1a\x17.podd.v1.AttachResponse(\x010\x01\x12P\n" +
+	"\rCheckpointPod\x12\x1d.podd.v1.CheckpointPodRequest\x1a\x1e.podd.v1.CheckpointPodResponse0\x01\x12G\n" +
+	"\n" +
+	"RestorePod\x12\x1a.podd.v1.RestorePodRequest\x1a\x1b.podd.v1.RestorePodResponse(\x012\xeb\x01\n" +
 	"\fImageService\x12J\n" +
 	"\vImportImage\x12\x1b.podd.v1.ImportImageRequest\x1a\x1c.podd.v1.ImportImageResponse(\x01\x12E\n" +
 	"\n" +
 	"ListImages\x12\x1a.podd.v1.ListImagesRequest\x1a\x1b.podd.v1.ListImagesResponse\x12H\n" +
-	"\vRemoveImage\x12\x1b.podd.v1.RemoveImageRequest\x1a\x1c.podd.v1.RemoveImageResponse2\x98\x01\n" +
+	"\vRemoveImage\x12\x1b.podd.v1.RemoveImageRequest\x1a\x1c.podd.v1.RemoveImageResponse2\xa3\x02\n" +
 	"\vHostService\x12B\n" +
 	"\tListHosts\x12\x19.podd.v1.ListHostsRequest\x1a\x1a.podd.v1.ListHostsResponse\x12E\n" +
 	"\n" +
-	"GetVersion\x12\x1a.podd.v1.GetVersionRequest\x1a\x1b.podd.v1.GetVersionResponse2\x93\x02\n" +
+	"GetVersion\x12\x1a.podd.v1.GetVersionRequest\x1a\x1b.podd.v1.GetVersionResponse\x12B\n" +
+	"\tCheckHost\x12\x19.podd.v1.CheckHostRequest\x1a\x1a.podd.v1.CheckHostResponse\x12E\n" +
+	"\n" +
+	"RemoveHost\x12\x1a.podd.v1.RemoveHostRequest\x1a\x1b.podd.v1.RemoveHostResponse2\xa8\x04\n" +
+	"\fTrustService\x12?\n" +
+	"\bGetTrust\x12\x18.podd.v1.GetTrustRequest\x1a\x19.podd.v1.GetTrustResponse\x12H\n" +
+	"\vCreateToken\x12\x1b.podd.v1.CreateTokenRequest\x1a\x1c.podd.v1.CreateTokenResponse\x12E\n" +
+	"\n" +
+	"ListTokens\x12\x1a.podd.v1.ListTokensRequest\x1a\x1b.podd.v1.ListTokensResponse\x12H\n" +
+	"\vDeleteToken\x12\x1b.podd.v1.DeleteTokenRequest\x1a\x1c.podd.v1.DeleteTokenResponse\x12H\n" +
+	"\vListMembers\x12\x1b.podd.v1.ListMembersRequest\x1a\x1c.podd.v1.ListMembersResponse\x12E\n" +
+	"\n" +
+	"RevokeUser\x12\x1a.podd.v1.RevokeUserRequest\x1a\x1b.podd.v1.RevokeUserResponse\x123\n" +
+	"\x04Join\x12\x14.podd.v1.JoinRequest\x1a\x15.podd.v1.JoinResponse\x126\n" +
+	"\x05Renew\x12\x15.podd.v1.RenewRequest\x1a\x16.podd.v1.RenewResponse2\x9d\x03\n" +
 	"\vMoveService\x12B\n" +
 	"\tCheckMove\x12\x19.podd.v1.CheckMoveRequest\x1a\x1a.podd.v1.CheckMoveResponse\x12>\n" +
 	"\aMovePod\x12\x17.podd.v1.MovePodRequest\x1a\x18.podd.v1.MovePodResponse0\x01\x12B\n" +
 	"\tListMoves\x12\x19.podd.v1.ListMovesRequest\x1a\x1a.podd.v1.ListMovesResponse\x12<\n" +
-	"\aGetMove\x12\x17.podd.v1.GetMoveRequest\x1a\x18.podd.v1.GetMoveResponse2Y\n" +
+	"\aGetMove\x12\x17.podd.v1.GetMoveRequest\x1a\x18.podd.v1.GetMoveResponse\x12E\n" +
+	"\n" +
+	"CancelMove\x12\x1a.podd.v1.CancelMoveRequest\x1a\x1b.podd.v1.CancelMoveResponse\x12A\n" +
+	"\bWaitMove\x12\x18.podd.v1.WaitMoveRequest\x1a\x19.podd.v1.WaitMoveResponse0\x012Y\n" +
 	"\rTargetService\x12H\n" +
-	"\vCheckTarget\x12\x1b.podd.v1.CheckTargetRequest\x1a\x1c.podd.v1.CheckTargetResponse2C\n" +
+	"\vCheckTarget\x12\x1b.podd.v1.CheckTargetRequest\x1a\x1c.podd.v1.CheckTargetResponse2\x87\x01\n" +
 	"\fProxyService\x123\n" +
-	"\x04Hold\x12\x14.podd.v1.HoldRequest\x1a\x15.podd.v1.HoldResponseB\x19Z\x17podd/api/podd/v1;poddv1b\x06proto3"
+	"\x04Hold\x12\x14.podd.v1.HoldRequest\x1a\x15.podd.v1.HoldResponse\x12B\n" +
+	"\tListHolds\x12\x19.podd.v1.ListHoldsRequest\x1a\x1a.podd.v1.ListHoldsResponseB\x19Z\x17podd/api/podd/v1;poddv1b\x06proto3"
 
 var (
 	file_podd_v1_podd_proto_rawDescOnce sync.Once
@@ -4203,7 +6290,7 @@ func file_podd_v1_podd_proto_rawDescGZIP() []byte {
 	return file_podd_v1_podd_proto_rawDescData
 }
 
-var file_podd_v1_podd_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_podd_v1_podd_proto_msgTypes = make([]protoimpl.MessageInfo, 93)
 var file_podd_v1_podd_proto_goTypes = []any{
 	(*Volume)(nil),                // 0: podd.v1.Volume
 	(*PodSpec)(nil),               // 1: podd.v1.PodSpec
@@ -4263,22 +6350,57 @@ var file_podd_v1_podd_proto_goTypes = []any{
 	(*CheckTargetResponse)(nil),   // 55: podd.v1.CheckTargetResponse
 	(*HoldRequest)(nil),           // 56: podd.v1.HoldRequest
 	(*HoldResponse)(nil),          // 57: podd.v1.HoldResponse
-	(*timestamppb.Timestamp)(nil), // 58: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 59: google.protobuf.Duration
+	(*ListHoldsRequest)(nil),      // 58: podd.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),     // 59: podd.v1.ListHoldsResponse
+	(*Hold)(nil),                  // 60: podd.v1.Hold
+	(*CancelMoveRequest)(nil),     // 61: podd.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),    // 62: podd.v1.CancelMoveResponse
+	(*WaitMoveRequest)(nil),       // 63: podd.v1.WaitMoveRequest
+	(*WaitMoveResponse)(nil),      // 64: podd.v1.WaitMoveResponse
+	(*CheckHostRequest)(nil),      // 65: podd.v1.CheckHostRequest
+	(*Finding)(nil),               // 66: podd.v1.Finding
+	(*CheckHostResponse)(nil),     // 67: podd.v1.CheckHostResponse
+	(*RemoveHostRequest)(nil),     // 68: podd.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),    // 69: podd.v1.RemoveHostResponse
+	(*GetTrustRequest)(nil),       // 70: podd.v1.GetTrustRequest
+	(*GetTrustResponse)(nil),      // 71: podd.v1.GetTrustResponse
+	(*CreateTokenRequest)(nil),    // 72: podd.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 73: podd.v1.CreateTokenResponse
+	(*Token)(nil),                 // 74: podd.v1.Token
+	(*ListTokensRequest)(nil),     // 75: podd.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),    // 76: podd.v1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),    // 77: podd.v1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),   // 78: podd.v1.DeleteTokenResponse
+	(*Member)(nil),                // 79: podd.v1.Member
+	(*ListMembersRequest)(nil),    // 80: podd.v1.ListMembersRequest
+	(*ListMembersResponse)(nil),   // 81: podd.v1.ListMembersResponse
+	(*RevokeUserRequest)(nil),     // 82: podd.v1.RevokeUserRequest
+	(*RevokeUserResponse)(nil),    // 83: podd.v1.RevokeUserResponse
+	(*JoinRequest)(nil),           // 84: podd.v1.JoinRequest
+	(*JoinResponse)(nil),          // 85: podd.v1.JoinResponse
+	(*RenewRequest)(nil),          // 86: podd.v1.RenewRequest
+	(*RenewResponse)(nil),         // 87: podd.v1.RenewResponse
+	(*CheckpointPodRequest)(nil),  // 88: podd.v1.CheckpointPodRequest
+	(*CheckpointPodResponse)(nil), // 89: podd.v1.CheckpointPodResponse
+	(*RestorePodHeader)(nil),      // 90: podd.v1.RestorePodHeader
+	(*RestorePodRequest)(nil),     // 91: podd.v1.RestorePodRequest
+	(*RestorePodResponse)(nil),    // 92: podd.v1.RestorePodResponse
+	(*timestamppb.Timestamp)(nil), // 93: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 94: google.protobuf.Duration
 }
 var file_podd_v1_podd_proto_depIdxs = []int32{
 	0,  // 0: podd.v1.PodSpec.volumes:type_name -> podd.v1.Volume
 	1,  // 1: podd.v1.Pod.spec:type_name -> podd.v1.PodSpec
 	2,  // 2: podd.v1.Pod.binding:type_name -> podd.v1.Binding
-	58, // 3: podd.v1.Pod.created_at:type_name -> google.protobuf.Timestamp
-	58, // 4: podd.v1.Pod.started_at:type_name -> google.protobuf.Timestamp
-	58, // 5: podd.v1.Pod.stopped_at:type_name -> google.protobuf.Timestamp
-	58, // 6: podd.v1.Host.started_at:type_name -> google.protobuf.Timestamp
+	93, // 3: podd.v1.Pod.created_at:type_name -> google.protobuf.Timestamp
+	93, // 4: podd.v1.Pod.started_at:type_name -> google.protobuf.Timestamp
+	93, // 5: podd.v1.Pod.stopped_at:type_name -> google.protobuf.Timestamp
+	93, // 6: podd.v1.Host.started_at:type_name -> google.protobuf.Timestamp
 	1,  // 7: podd.v1.CreatePodRequest.spec:type_name -> podd.v1.PodSpec
 	3,  // 8: podd.v1.CreatePodResponse.pod:type_name -> podd.v1.Pod
 	3,  // 9: podd.v1.ListPodsResponse.pods:type_name -> podd.v1.Pod
 	3,  // 10: podd.v1.GetPodResponse.pod:type_name -> podd.v1.Pod
-	59, // 11: podd.v1.StopPodRequest.timeout:type_name -> google.protobuf.Duration
+	94, // 11: podd.v1.StopPodRequest.timeout:type_name -> google.protobuf.Duration
 	19, // 12: podd.v1.LogsRequest.from:type_name -> podd.v1.OutputPosition
 	19, // 13: podd.v1.LogsResponse.position:type_name -> podd.v1.OutputPosition
 	22, // 14: podd.v1.ExecStart.window:type_name -> podd.v1.WindowSize
@@ -4289,76 +6411,123 @@ var file_podd_v1_podd_proto_depIdxs = []int32{
 	26, // 19: podd.v1.AttachRequest.start:type_name -> podd.v1.AttachStart
 	22, // 20: podd.v1.AttachRequest.window:type_name -> podd.v1.WindowSize
 	19, // 21: podd.v1.AttachResponse.position:type_name -> podd.v1.OutputPosition
-	58, // 22: podd.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	93, // 22: podd.v1.Image.created_at:type_name -> google.protobuf.Timestamp
 	30, // 23: podd.v1.ImportImageRequest.header:type_name -> podd.v1.ImportImageHeader
 	29, // 24: podd.v1.ImportImageResponse.image:type_name -> podd.v1.Image
 	29, // 25: podd.v1.ListImagesResponse.images:type_name -> podd.v1.Image
 	4,  // 26: podd.v1.ListHostsResponse.hosts:type_name -> podd.v1.Host
-	59, // 27: podd.v1.StageTime.duration:type_name -> google.protobuf.Duration
+	94, // 27: podd.v1.StageTime.duration:type_name -> google.protobuf.Duration
 	42, // 28: podd.v1.Receipt.stages:type_name -> podd.v1.StageTime
-	59, // 29: podd.v1.Receipt.freeze:type_name -> google.protobuf.Duration
-	59, // 30: podd.v1.Receipt.excision:type_name -> google.protobuf.Duration
-	59, // 31: podd.v1.Receipt.insertion:type_name -> google.protobuf.Duration
-	59, // 32: podd.v1.Receipt.total:type_name -> google.protobuf.Duration
-	58, // 33: podd.v1.Move.started_at:type_name -> google.protobuf.Timestamp
-	58, // 34: podd.v1.Move.ended_at:type_name -> google.protobuf.Timestamp
+	94, // 29: podd.v1.Receipt.freeze:type_name -> google.protobuf.Duration
+	94, // 30: podd.v1.Receipt.excision:type_name -> google.protobuf.Duration
+	94, // 31: podd.v1.Receipt.insertion:type_name -> google.protobuf.Duration
+	94, // 32: podd.v1.Receipt.total:type_name -> google.protobuf.Duration
+	93, // 33: podd.v1.Move.started_at:type_name -> google.protobuf.Timestamp
+	93, // 34: podd.v1.Move.ended_at:type_name -> google.protobuf.Timestamp
 	43, // 35: podd.v1.Move.receipt:type_name -> podd.v1.Receipt
 	2,  // 36: podd.v1.Move.next:type_name -> podd.v1.Binding
 	41, // 37: podd.v1.CheckMoveResponse.blockers:type_name -> podd.v1.Blocker
-	59, // 38: podd.v1.MovePodResponse.elapsed:type_name -> google.protobuf.Duration
-	44, // 39: podd.v1.MovePodResponse.move:type_name -> podd.v1.Move
-	44, // 40: podd.v1.ListMovesResponse.moves:type_name -> podd.v1.Move
-	44, // 41: podd.v1.GetMoveResponse.move:type_name -> podd.v1.Move
-	1,  // 42: podd.v1.CheckTargetRequest.spec:type_name -> podd.v1.PodSpec
-	54, // 43: podd.v1.CheckTargetRequest.mapped_files:type_name -> podd.v1.MappedFile
-	41, // 44: podd.v1.CheckTargetResponse.blockers:type_name -> podd.v1.Blocker
-	5,  // 45: podd.v1.PodService.CreatePod:input_type -> podd.v1.CreatePodRequest
-	7,  // 46: podd.v1.PodService.ListPods:input_type -> podd.v1.ListPodsRequest
-	9,  // 47: podd.v1.PodService.GetPod:input_type -> podd.v1.GetPodRequest
-	11, // 48: podd.v1.PodService.WaitPod:input_type -> podd.v1.WaitPodRequest
-	13, // 49: podd.v1.PodService.StopPod:input_type -> podd.v1.StopPodRequest
-	15, // 50: podd.v1.PodService.KillPod:input_type -> podd.v1.KillPodRequest
-	17, // 51: podd.v1.PodService.RemovePod:input_type -> podd.v1.RemovePodRequest
-	20, // 52: podd.v1.PodService.Logs:input_type -> podd.v1.LogsRequest
-	24, // 53: podd.v1.PodService.Exec:input_type -> podd.v1.ExecRequest
-	27, // 54: podd.v1.PodService.Attach:input_type -> podd.v1.AttachRequest
-	31, // 55: podd.v1.ImageService.ImportImage:input_type -> podd.v1.ImportImageRequest
-	33, // 56: podd.v1.ImageService.ListImages:input_type -> podd.v1.ListImagesRequest
-	35, // 57: podd.v1.ImageService.RemoveImage:input_type -> podd.v1.RemoveImageRequest
-	37, // 58: podd.v1.HostService.ListHosts:input_type -> podd.v1.ListHostsRequest
-	39, // 59: podd.v1.HostService.GetVersion:input_type -> podd.v1.GetVersionRequest
-	45, // 60: podd.v1.MoveService.CheckMove:input_type -> podd.v1.CheckMoveRequest
-	47, // 61: podd.v1.MoveService.MovePod:input_type -> podd.v1.MovePodRequest
-	49, // 62: podd.v1.MoveService.ListMoves:input_type -> podd.v1.ListMovesRequest
-	51, // 63: podd.v1.MoveService.GetMove:input_type -> podd.v1.GetMoveRequest
-	53, // 64: podd.v1.TargetService.CheckTarget:input_type -> podd.v1.CheckTargetRequest
-	56, // 65: podd.v1.ProxyService.Hold:input_type -> podd.v1.HoldRequest
-	6,  // 66: podd.v1.PodService.CreatePod:output_type -> podd.v1.CreatePodResponse
-	8,  // 67: podd.v1.PodService.ListPods:output_type -> podd.v1.ListPodsResponse
-	10, // 68: podd.v1.PodService.GetPod:output_type -> podd.v1.GetPodResponse
-	12, // 69: podd.v1.PodService.WaitPod:output_type -> podd.v1.WaitPodResponse
-	14, // 70: podd.v1.PodService.StopPod:output_type -> podd.v1.StopPodResponse
-	16, // 71: podd.v1.PodService.KillPod:output_type -> podd.v1.KillPodResponse
-	18, // 72: podd.v1.PodService.RemovePod:output_type -> podd.v1.RemovePodResponse
-	21, // 73: podd.v1.PodService.Logs:output_type -> podd.v1.LogsResponse
-	25, // 74: podd.v1.PodService.Exec:output_type -> podd.v1.ExecResponse
-	28, // 75: podd.v1.PodService.Attach:output_type -> podd.v1.AttachResponse
-	32, // 76: podd.v1.ImageService.ImportImage:output_type -> podd.v1.ImportImageResponse
-	34, // 77: podd.v1.ImageService.ListImages:output_type -> podd.v1.ListImagesResponse
-	36, // 78: podd.v1.ImageService.RemoveImage:output_type -> podd.v1.RemoveImageResponse
-	38, // 79: podd.v1.HostService.ListHosts:output_type -> podd.v1.ListHostsResponse
-	40, // 80: podd.v1.HostService.GetVersion:output_type -> podd.v1.GetVersionResponse
-	46, // 81: podd.v1.MoveService.CheckMove:output_type -> podd.v1.CheckMoveResponse
-	48, // 82: podd.v1.MoveService.MovePod:output_type -> podd.v1.MovePodResponse
-	50, // 83: podd.v1.MoveService.ListMoves:output_type -> podd.v1.ListMovesResponse
-	52, // 84: podd.v1.MoveService.GetMove:output_type -> podd.v1.GetMoveResponse
-	55, // 85: podd.v1.TargetService.CheckTarget:output_type -> podd.v1.CheckTargetResponse
-	57, // 86: podd.v1.ProxyService.Hold:output_type -> podd.v1.HoldResponse
-	66, // [66:87] is the sub-list for method output_type
-	45, // [45:66] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	94, // 38: podd.v1.MovePodRequest.timeout:type_name -> google.protobuf.Duration
+	94, // 39: podd.v1.MovePodRequest.max_downtime:type_name -> google.protobuf.Duration
+	94, // 40: podd.v1.MovePodResponse.elapsed:type_name -> google.protobuf.Duration
+	44, // 41: podd.v1.MovePodResponse.move:type_name -> podd.v1.Move
+	44, // 42: podd.v1.ListMovesResponse.moves:type_name -> podd.v1.Move
+	44, // 43: podd.v1.GetMoveResponse.move:type_name -> podd.v1.Move
+	1,  // 44: podd.v1.CheckTargetRequest.spec:type_name -> podd.v1.PodSpec
+	54, // 45: podd.v1.CheckTargetRequest.mapped_files:type_name -> podd.v1.MappedFile
+	41, // 46: podd.v1.CheckTargetResponse.blockers:type_name -> podd.v1.Blocker
+	60, // 47: podd.v1.ListHoldsResponse.holds:type_name -> podd.v1.Hold
+	94, // 48: podd.v1.Hold.duration:type_name -> google.protobuf.Duration
+	94, // 49: podd.v1.Hold.limit:type_name -> google.protobuf.Duration
+	44, // 50: podd.v1.CancelMoveResponse.move:type_name -> podd.v1.Move
+	94, // 51: podd.v1.WaitMoveResponse.elapsed:type_name -> google.protobuf.Duration
+	44, // 52: podd.v1.WaitMoveResponse.move:type_name -> podd.v1.Move
+	66, // 53: podd.v1.CheckHostResponse.findings:type_name -> podd.v1.Finding
+	94, // 54: podd.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	93, // 55: podd.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	93, // 56: podd.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	74, // 57: podd.v1.ListTokensResponse.tokens:type_name -> podd.v1.Token
+	93, // 58: podd.v1.Member.expires_at:type_name -> google.protobuf.Timestamp
+	79, // 59: podd.v1.ListMembersResponse.members:type_name -> podd.v1.Member
+	90, // 60: podd.v1.RestorePodRequest.header:type_name -> podd.v1.RestorePodHeader
+	3,  // 61: podd.v1.RestorePodResponse.pod:type_name -> podd.v1.Pod
+	5,  // 62: podd.v1.PodService.CreatePod:input_type -> podd.v1.CreatePodRequest
+	7,  // 63: podd.v1.PodService.ListPods:input_type -> podd.v1.ListPodsRequest
+	9,  // 64: podd.v1.PodService.GetPod:input_type -> podd.v1.GetPodRequest
+	11, // 65: podd.v1.PodService.WaitPod:input_type -> podd.v1.WaitPodRequest
+	13, // 66: podd.v1.PodService.StopPod:input_type -> podd.v1.StopPodRequest
+	15, // 67: podd.v1.PodService.KillPod:input_type -> podd.v1.KillPodRequest
+	17, // 68: podd.v1.PodService.RemovePod:input_type -> podd.v1.RemovePodRequest
+	20, // 69: podd.v1.PodService.Logs:input_type -> podd.v1.LogsRequest
+	24, // 70: podd.v1.PodService.Exec:input_type -> podd.v1.ExecRequest
+	27, // 71: podd.v1.PodService.Attach:input_type -> podd.v1.AttachRequest
+	88, // 72: podd.v1.PodService.CheckpointPod:input_type -> podd.v1.CheckpointPodRequest
+	91, // 73: podd.v1.PodService.RestorePod:input_type -> podd.v1.RestorePodRequest
+	31, // 74: podd.v1.ImageService.ImportImage:input_type -> podd.v1.ImportImageRequest
+	33, // 75: podd.v1.ImageService.ListImages:input_type -> podd.v1.ListImagesRequest
+	35, // 76: podd.v1.ImageService.RemoveImage:input_type -> podd.v1.RemoveImageRequest
+	37, // 77: podd.v1.HostService.ListHosts:input_type -> podd.v1.ListHostsRequest
+	39, // 78: podd.v1.HostService.GetVersion:input_type -> podd.v1.GetVersionRequest
+	65, // 79: podd.v1.HostService.CheckHost:input_type -> podd.v1.CheckHostRequest
+	68, // 80: podd.v1.HostService.RemoveHost:input_type -> podd.v1.RemoveHostRequest
+	70, // 81: podd.v1.TrustService.GetTrust:input_type -> podd.v1.GetTrustRequest
+	72, // 82: podd.v1.TrustService.CreateToken:input_type -> podd.v1.CreateTokenRequest
+	75, // 83: podd.v1.TrustService.ListTokens:input_type -> podd.v1.ListTokensRequest
+	77, // 84: podd.v1.TrustService.DeleteToken:input_type -> podd.v1.DeleteTokenRequest
+	80, // 85: podd.v1.TrustService.ListMembers:input_type -> podd.v1.ListMembersRequest
+	82, // 86: podd.v1.TrustService.RevokeUser:input_type -> podd.v1.RevokeUserRequest
+	84, // 87: podd.v1.TrustService.Join:input_type -> podd.v1.JoinRequest
+	86, // 88: podd.v1.TrustService.Renew:input_type -> podd.v1.RenewRequest
+	45, // 89: podd.v1.MoveService.CheckMove:input_type -> podd.v1.CheckMoveRequest
+	47, // 90: podd.v1.MoveService.MovePod:input_type -> podd.v1.MovePodRequest
+	49, // 91: podd.v1.MoveService.ListMoves:input_type -> podd.v1.ListMovesRequest
+	51, // 92: podd.v1.MoveService.GetMove:input_type -> podd.v1.GetMoveRequest
+	61, // 93: podd.v1.MoveService.CancelMove:input_type -> podd.v1.CancelMoveRequest
+	63, // 94: podd.v1.MoveService.WaitMove:input_type -> podd.v1.WaitMoveRequest
+	53, // 95: podd.v1.TargetService.CheckTarget:input_type -> podd.v1.CheckTargetRequest
+	56, // 96: podd.v1.ProxyService.Hold:input_type -> podd.v1.HoldRequest
+	58, // 97: podd.v1.ProxyService.ListHolds:input_type -> podd.v1.ListHoldsRequest
+	6,  // 98: podd.v1.PodService.CreatePod:output_type -> podd.v1.CreatePodResponse
+	8,  // 99: podd.v1.PodService.ListPods:output_type -> podd.v1.ListPodsResponse
+	10, // 100: podd.v1.PodService.GetPod:output_type -> podd.v1.GetPodResponse
+	12, // 101: podd.v1.PodService.WaitPod:output_type -> podd.v1.WaitPodResponse
+	14, // 102: podd.v1.PodService.StopPod:output_type -> podd.v1.StopPodResponse
+	16, // 103: podd.v1.PodService.KillPod:output_type -> podd.v1.KillPodResponse
+	18, // 104: podd.v1.PodService.RemovePod:output_type -> podd.v1.RemovePodResponse
+	21, // 105: podd.v1.PodService.Logs:output_type -> podd.v1.LogsResponse
+	25, // 106: podd.v1.PodService.Exec:output_type -> podd.v1.ExecResponse
+	28, // 107: podd.v1.PodService.Attach:output_type -> podd.v1.AttachResponse
+	89, // 108: podd.v1.PodService.CheckpointPod:output_type -> podd.v1.CheckpointPodResponse
+	92, // 109: podd.v1.PodService.RestorePod:output_type -> podd.v1.RestorePodResponse
+	32, // 110: podd.v1.ImageService.ImportImage:output_type -> podd.v1.ImportImageResponse
+	34, // 111: podd.v1.ImageService.ListImages:output_type -> podd.v1.ListImagesResponse
+	36, // 112: podd.v1.ImageService.RemoveImage:output_type -> podd.v1.RemoveImageResponse
+	38, // 113: podd.v1.HostService.ListHosts:output_type -> podd.v1.ListHostsResponse
+	40, // 114: podd.v1.HostService.GetVersion:output_type -> podd.v1.GetVersionResponse
+	67, // 115: podd.v1.HostService.CheckHost:output_type -> podd.v1.CheckHostResponse
+	69, // 116: podd.v1.HostService.RemoveHost:output_type -> podd.v1.RemoveHostResponse
+	71, // 117: podd.v1.TrustService.GetTrust:output_type -> podd.v1.GetTrustResponse
+	73, // 118: podd.v1.TrustService.CreateToken:output_type -> podd.v1.CreateTokenResponse
+	76, // 119: podd.v1.TrustService.ListTokens:output_type -> podd.v1.ListTokensResponse
+	78, // 120: podd.v1.TrustService.DeleteToken:output_type -> podd.v1.DeleteTokenResponse
+	81, // 121: podd.v1.TrustService.ListMembers:output_type -> podd.v1.ListMembersResponse
+	83, // 122: podd.v1.TrustService.RevokeUser:output_type -> podd.v1.RevokeUserResponse
+	85, // 123: podd.v1.TrustService.Join:output_type -> podd.v1.JoinResponse
+	87, // 124: podd.v1.TrustService.Renew:output_type -> podd.v1.RenewResponse
+	46, // 125: podd.v1.MoveService.CheckMove:output_type -> podd.v1.CheckMoveResponse
+	48, // 126: podd.v1.MoveService.MovePod:output_type -> podd.v1.MovePodResponse
+	50, // 127: podd.v1.MoveService.ListMoves:output_type -> podd.v1.ListMovesResponse
+	52, // 128: podd.v1.MoveService.GetMove:output_type -> podd.v1.GetMoveResponse
+	62, // 129: podd.v1.MoveService.CancelMove:output_type -> podd.v1.CancelMoveResponse
+	64, // 130: podd.v1.MoveService.WaitMove:output_type -> podd.v1.WaitMoveResponse
+	55, // 131: podd.v1.TargetService.CheckTarget:output_type -> podd.v1.CheckTargetResponse
+	57, // 132: podd.v1.ProxyService.Hold:output_type -> podd.v1.HoldResponse
+	59, // 133: podd.v1.ProxyService.ListHolds:output_type -> podd.v1.ListHoldsResponse
+	98, // [98:134] is the sub-list for method output_type
+	62, // [62:98] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_podd_v1_podd_proto_init() }
@@ -4395,15 +6564,19 @@ func file_podd_v1_podd_proto_init() {
 		(*ImportImageRequest_Header)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
+	file_podd_v1_podd_proto_msgTypes[91].OneofWrappers = []any{
+		(*RestorePodRequest_Header)(nil),
+		(*RestorePodRequest_Data)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_podd_v1_podd_proto_rawDesc), len(file_podd_v1_podd_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   58,
+			NumMessages:   93,
 			NumExtensions: 0,
-			NumServices:   6,
+			NumServices:   7,
 		},
 		GoTypes:           file_podd_v1_podd_proto_goTypes,
 		DependencyIndexes: file_podd_v1_podd_proto_depIdxs,

@@ -29,6 +29,8 @@ const (
 	ImageServiceName = "podd.v1.ImageService"
 	// HostServiceName is the fully-qualified name of the HostService service.
 	HostServiceName = "podd.v1.HostService"
+	// TrustServiceName is the fully-qualified name of the TrustService service.
+	TrustServiceName = "podd.v1.TrustService"
 	// MoveServiceName is the fully-qualified name of the MoveService service.
 	MoveServiceName = "podd.v1.MoveService"
 	// TargetServiceName is the fully-qualified name of the TargetService service.
@@ -65,6 +67,11 @@ const (
 	PodServiceExecProcedure = "/podd.v1.PodService/Exec"
 	// PodServiceAttachProcedure is the fully-qualified name of the PodService's Attach RPC.
 	PodServiceAttachProcedure = "/podd.v1.PodService/Attach"
+	// PodServiceCheckpointPodProcedure is the fully-qualified name of the PodService's CheckpointPod
+	// RPC.
+	PodServiceCheckpointPodProcedure = "/podd.v1.PodService/CheckpointPod"
+	// PodServiceRestorePodProcedure is the fully-qualified name of the PodService's RestorePod RPC.
+	PodServiceRestorePodProcedure = "/podd.v1.PodService/RestorePod"
 	// ImageServiceImportImageProcedure is the fully-qualified name of the ImageService's ImportImage
 	// RPC.
 	ImageServiceImportImageProcedure = "/podd.v1.ImageService/ImportImage"
@@ -77,6 +84,29 @@ const (
 	HostServiceListHostsProcedure = "/podd.v1.HostService/ListHosts"
 	// HostServiceGetVersionProcedure is the fully-qualified name of the HostService's GetVersion RPC.
 	HostServiceGetVersionProcedure = "/podd.v1.HostService/GetVersion"
+	// HostServiceCheckHostProcedure is the fully-qualified name of the HostService's CheckHost RPC.
+	HostServiceCheckHostProcedure = "/podd.v1.HostService/CheckHost"
+	// HostServiceRemoveHostProcedure is the fully-qualified name of the HostService's RemoveHost RPC.
+	HostServiceRemoveHostProcedure = "/podd.v1.HostService/RemoveHost"
+	// TrustServiceGetTrustProcedure is the fully-qualified name of the TrustService's GetTrust RPC.
+	TrustServiceGetTrustProcedure = "/podd.v1.TrustService/GetTrust"
+	// TrustServiceCreateTokenProcedure is the fully-qualified name of the TrustService's CreateToken
+	// RPC.
+	TrustServiceCreateTokenProcedure = "/podd.v1.TrustService/CreateToken"
+	// TrustServiceListTokensProcedure is the fully-qualified name of the TrustService's ListTokens RPC.
+	TrustServiceListTokensProcedure = "/podd.v1.TrustService/ListTokens"
+	// TrustServiceDeleteTokenProcedure is the fully-qualified name of the TrustService's DeleteToken
+	// RPC.
+	TrustServiceDeleteTokenProcedure = "/podd.v1.TrustService/DeleteToken"
+	// TrustServiceListMembersProcedure is the fully-qualified name of the TrustService's ListMembers
+	// RPC.
+	TrustServiceListMembersProcedure = "/podd.v1.TrustService/ListMembers"
+	// TrustServiceRevokeUserProcedure is the fully-qualified name of the TrustService's RevokeUser RPC.
+	TrustServiceRevokeUserProcedure = "/podd.v1.TrustService/RevokeUser"
+	// TrustServiceJoinProcedure is the fully-qualified name of the TrustService's Join RPC.
+	TrustServiceJoinProcedure = "/podd.v1.TrustService/Join"
+	// TrustServiceRenewProcedure is the fully-qualified name of the TrustService's Renew RPC.
+	TrustServiceRenewProcedure = "/podd.v1.TrustService/Renew"
 	// MoveServiceCheckMoveProcedure is the fully-qualified name of the MoveService's CheckMove RPC.
 	MoveServiceCheckMoveProcedure = "/podd.v1.MoveService/CheckMove"
 	// MoveServiceMovePodProcedure is the fully-qualified name of the MoveService's MovePod RPC.
@@ -85,11 +115,17 @@ const (
 	MoveServiceListMovesProcedure = "/podd.v1.MoveService/ListMoves"
 	// MoveServiceGetMoveProcedure is the fully-qualified name of the MoveService's GetMove RPC.
 	MoveServiceGetMoveProcedure = "/podd.v1.MoveService/GetMove"
+	// MoveServiceCancelMoveProcedure is the fully-qualified name of the MoveService's CancelMove RPC.
+	MoveServiceCancelMoveProcedure = "/podd.v1.MoveService/CancelMove"
+	// MoveServiceWaitMoveProcedure is the fully-qualified name of the MoveService's WaitMove RPC.
+	MoveServiceWaitMoveProcedure = "/podd.v1.MoveService/WaitMove"
 	// TargetServiceCheckTargetProcedure is the fully-qualified name of the TargetService's CheckTarget
 	// RPC.
 	TargetServiceCheckTargetProcedure = "/podd.v1.TargetService/CheckTarget"
 	// ProxyServiceHoldProcedure is the fully-qualified name of the ProxyService's Hold RPC.
 	ProxyServiceHoldProcedure = "/podd.v1.ProxyService/Hold"
+	// ProxyServiceListHoldsProcedure is the fully-qualified name of the ProxyService's ListHolds RPC.
+	ProxyServiceListHoldsProcedure = "/podd.v1.ProxyService/ListHolds"
 )
 
 // PodServiceClient is a client for the podd.v1.PodService service.
@@ -110,6 +146,13 @@ type PodServiceClient interface {
 	Exec(context.Context) *connect.BidiStreamForClient[v1.ExecRequest, v1.ExecResponse]
 	// Attach joins the main command's terminal or standard streams.
 	Attach(context.Context) *connect.BidiStreamForClient[v1.AttachRequest, v1.AttachResponse]
+	// CheckpointPod writes a pod into a file, which comes as the response's data.
+	// Unless it is left running the pod is stopped. The first response has no
+	// data: it comes when the pod can be checkpointed.
+	CheckpointPod(context.Context, *connect.Request[v1.CheckpointPodRequest]) (*connect.ServerStreamForClient[v1.CheckpointPodResponse], error)
+	// RestorePod makes a pod from such a file. The first request is the header.
+	// Nothing is made before everything in the file has been verified.
+	RestorePod(context.Context) *connect.ClientStreamForClient[v1.RestorePodRequest, v1.RestorePodResponse]
 }
 
 // NewPodServiceClient constructs a client for the podd.v1.PodService service. By default, it uses
@@ -183,21 +226,35 @@ func NewPodServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithSchema(podServiceMethods.ByName("Attach")),
 			connect.WithClientOptions(opts...),
 		),
+		checkpointPod: connect.NewClient[v1.CheckpointPodRequest, v1.CheckpointPodResponse](
+			httpClient,
+			baseURL+PodServiceCheckpointPodProcedure,
+			connect.WithSchema(podServiceMethods.ByName("CheckpointPod")),
+			connect.WithClientOptions(opts...),
+		),
+		restorePod: connect.NewClient[v1.RestorePodRequest, v1.RestorePodResponse](
+			httpClient,
+			baseURL+PodServiceRestorePodProcedure,
+			connect.WithSchema(podServiceMethods.ByName("RestorePod")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // podServiceClient implements PodServiceClient.
 type podServiceClient struct {
-	createPod *connect.Client[v1.CreatePodRequest, v1.CreatePodResponse]
-	listPods  *connect.Client[v1.ListPodsRequest, v1.ListPodsResponse]
-	getPod    *connect.Client[v1.GetPodRequest, v1.GetPodResponse]
-	waitPod   *connect.Client[v1.WaitPodRequest, v1.WaitPodResponse]
-	stopPod   *connect.Client[v1.StopPodRequest, v1.StopPodResponse]
-	killPod   *connect.Client[v1.KillPodRequest, v1.KillPodResponse]
-	removePod *connect.Client[v1.RemovePodRequest, v1.RemovePodResponse]
-	logs      *connect.Client[v1.LogsRequest, v1.LogsResponse]
-	exec      *connect.Client[v1.ExecRequest, v1.ExecResponse]
-	attach    *connect.Client[v1.AttachRequest, v1.AttachResponse]
+	createPod     *connect.Client[v1.CreatePodRequest, v1.CreatePodResponse]
+	listPods      *connect.Client[v1.ListPodsRequest, v1.ListPodsResponse]
+	getPod        *connect.Client[v1.GetPodRequest, v1.GetPodResponse]
+	waitPod       *connect.Client[v1.WaitPodRequest, v1.WaitPodResponse]
+	stopPod       *connect.Client[v1.StopPodRequest, v1.StopPodResponse]
+	killPod       *connect.Client[v1.KillPodRequest, v1.KillPodResponse]
+	removePod     *connect.Client[v1.RemovePodRequest, v1.RemovePodResponse]
+	logs          *connect.Client[v1.LogsRequest, v1.LogsResponse]
+	exec          *connect.Client[v1.ExecRequest, v1.ExecResponse]
+	attach        *connect.Client[v1.AttachRequest, v1.AttachResponse]
+	checkpointPod *connect.Client[v1.CheckpointPodRequest, v1.CheckpointPodResponse]
+	restorePod    *connect.Client[v1.RestorePodRequest, v1.RestorePodResponse]
 }
 
 // CreatePod calls podd.v1.PodService.CreatePod.
@@ -250,6 +307,16 @@ func (c *podServiceClient) Attach(ctx context.Context) *connect.BidiStreamForCli
 	return c.attach.CallBidiStream(ctx)
 }
 
+// CheckpointPod calls podd.v1.PodService.CheckpointPod.
+func (c *podServiceClient) CheckpointPod(ctx context.Context, req *connect.Request[v1.CheckpointPodRequest]) (*connect.ServerStreamForClient[v1.CheckpointPodResponse], error) {
+	return c.checkpointPod.CallServerStream(ctx, req)
+}
+
+// RestorePod calls podd.v1.PodService.RestorePod.
+func (c *podServiceClient) RestorePod(ctx context.Context) *connect.ClientStreamForClient[v1.RestorePodRequest, v1.RestorePodResponse] {
+	return c.restorePod.CallClientStream(ctx)
+}
+
 // PodServiceHandler is an implementation of the podd.v1.PodService service.
 type PodServiceHandler interface {
 	// CreatePod makes a pod and starts its main command.
@@ -268,6 +335,13 @@ type PodServiceHandler interface {
 	Exec(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error
 	// Attach joins the main command's terminal or standard streams.
 	Attach(context.Context, *connect.BidiStream[v1.AttachRequest, v1.AttachResponse]) error
+	// CheckpointPod writes a pod into a file, which comes as the response's data.
+	// Unless it is left running the pod is stopped. The first response has no
+	// data: it comes when the pod can be checkpointed.
+	CheckpointPod(context.Context, *connect.Request[v1.CheckpointPodRequest], *connect.ServerStream[v1.CheckpointPodResponse]) error
+	// RestorePod makes a pod from such a file. The first request is the header.
+	// Nothing is made before everything in the file has been verified.
+	RestorePod(context.Context, *connect.ClientStream[v1.RestorePodRequest]) (*connect.Response[v1.RestorePodResponse], error)
 }
 
 // NewPodServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -337,6 +411,18 @@ func NewPodServiceHandler(svc PodServiceHandler, opts ...connect.HandlerOption) 
 		connect.WithSchema(podServiceMethods.ByName("Attach")),
 		connect.WithHandlerOptions(opts...),
 	)
+	podServiceCheckpointPodHandler := connect.NewServerStreamHandler(
+		PodServiceCheckpointPodProcedure,
+		svc.CheckpointPod,
+		connect.WithSchema(podServiceMethods.ByName("CheckpointPod")),
+		connect.WithHandlerOptions(opts...),
+	)
+	podServiceRestorePodHandler := connect.NewClientStreamHandler(
+		PodServiceRestorePodProcedure,
+		svc.RestorePod,
+		connect.WithSchema(podServiceMethods.ByName("RestorePod")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/podd.v1.PodService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PodServiceCreatePodProcedure:
@@ -359,6 +445,10 @@ func NewPodServiceHandler(svc PodServiceHandler, opts ...connect.HandlerOption) 
 			podServiceExecHandler.ServeHTTP(w, r)
 		case PodServiceAttachProcedure:
 			podServiceAttachHandler.ServeHTTP(w, r)
+		case PodServiceCheckpointPodProcedure:
+			podServiceCheckpointPodHandler.ServeHTTP(w, r)
+		case PodServiceRestorePodProcedure:
+			podServiceRestorePodHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -406,6 +496,14 @@ func (UnimplementedPodServiceHandler) Exec(context.Context, *connect.BidiStream[
 
 func (UnimplementedPodServiceHandler) Attach(context.Context, *connect.BidiStream[v1.AttachRequest, v1.AttachResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.PodService.Attach is not implemented"))
+}
+
+func (UnimplementedPodServiceHandler) CheckpointPod(context.Context, *connect.Request[v1.CheckpointPodRequest], *connect.ServerStream[v1.CheckpointPodResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.PodService.CheckpointPod is not implemented"))
+}
+
+func (UnimplementedPodServiceHandler) RestorePod(context.Context, *connect.ClientStream[v1.RestorePodRequest]) (*connect.Response[v1.RestorePodResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.PodService.RestorePod is not implemented"))
 }
 
 // ImageServiceClient is a client for the podd.v1.ImageService service.
@@ -538,6 +636,12 @@ func (UnimplementedImageServiceHandler) RemoveImage(context.Context, *connect.Re
 type HostServiceClient interface {
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
 	GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error)
+	// CheckHost looks for what is wrong on a host: what pods and moves need from
+	// the machine, and differences between it and the directory.
+	CheckHost(context.Context, *connect.Request[v1.CheckHostRequest]) (*connect.Response[v1.CheckHostResponse], error)
+	// RemoveHost forgets a host that will not come back and revokes its
+	// certificate. It must be down, and no pod may be on it.
+	RemoveHost(context.Context, *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error)
 }
 
 // NewHostServiceClient constructs a client for the podd.v1.HostService service. By default, it uses
@@ -563,6 +667,18 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(hostServiceMethods.ByName("GetVersion")),
 			connect.WithClientOptions(opts...),
 		),
+		checkHost: connect.NewClient[v1.CheckHostRequest, v1.CheckHostResponse](
+			httpClient,
+			baseURL+HostServiceCheckHostProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("CheckHost")),
+			connect.WithClientOptions(opts...),
+		),
+		removeHost: connect.NewClient[v1.RemoveHostRequest, v1.RemoveHostResponse](
+			httpClient,
+			baseURL+HostServiceRemoveHostProcedure,
+			connect.WithSchema(hostServiceMethods.ByName("RemoveHost")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -570,6 +686,8 @@ func NewHostServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 type hostServiceClient struct {
 	listHosts  *connect.Client[v1.ListHostsRequest, v1.ListHostsResponse]
 	getVersion *connect.Client[v1.GetVersionRequest, v1.GetVersionResponse]
+	checkHost  *connect.Client[v1.CheckHostRequest, v1.CheckHostResponse]
+	removeHost *connect.Client[v1.RemoveHostRequest, v1.RemoveHostResponse]
 }
 
 // ListHosts calls podd.v1.HostService.ListHosts.
@@ -582,10 +700,26 @@ func (c *hostServiceClient) GetVersion(ctx context.Context, req *connect.Request
 	return c.getVersion.CallUnary(ctx, req)
 }
 
+// CheckHost calls podd.v1.HostService.CheckHost.
+func (c *hostServiceClient) CheckHost(ctx context.Context, req *connect.Request[v1.CheckHostRequest]) (*connect.Response[v1.CheckHostResponse], error) {
+	return c.checkHost.CallUnary(ctx, req)
+}
+
+// RemoveHost calls podd.v1.HostService.RemoveHost.
+func (c *hostServiceClient) RemoveHost(ctx context.Context, req *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error) {
+	return c.removeHost.CallUnary(ctx, req)
+}
+
 // HostServiceHandler is an implementation of the podd.v1.HostService service.
 type HostServiceHandler interface {
 	ListHosts(context.Context, *connect.Request[v1.ListHostsRequest]) (*connect.Response[v1.ListHostsResponse], error)
 	GetVersion(context.Context, *connect.Request[v1.GetVersionRequest]) (*connect.Response[v1.GetVersionResponse], error)
+	// CheckHost looks for what is wrong on a host: what pods and moves need from
+	// the machine, and differences between it and the directory.
+	CheckHost(context.Context, *connect.Request[v1.CheckHostRequest]) (*connect.Response[v1.CheckHostResponse], error)
+	// RemoveHost forgets a host that will not come back and revokes its
+	// certificate. It must be down, and no pod may be on it.
+	RemoveHost(context.Context, *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error)
 }
 
 // NewHostServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -607,12 +741,28 @@ func NewHostServiceHandler(svc HostServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(hostServiceMethods.ByName("GetVersion")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostServiceCheckHostHandler := connect.NewUnaryHandler(
+		HostServiceCheckHostProcedure,
+		svc.CheckHost,
+		connect.WithSchema(hostServiceMethods.ByName("CheckHost")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostServiceRemoveHostHandler := connect.NewUnaryHandler(
+		HostServiceRemoveHostProcedure,
+		svc.RemoveHost,
+		connect.WithSchema(hostServiceMethods.ByName("RemoveHost")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/podd.v1.HostService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case HostServiceListHostsProcedure:
 			hostServiceListHostsHandler.ServeHTTP(w, r)
 		case HostServiceGetVersionProcedure:
 			hostServiceGetVersionHandler.ServeHTTP(w, r)
+		case HostServiceCheckHostProcedure:
+			hostServiceCheckHostHandler.ServeHTTP(w, r)
+		case HostServiceRemoveHostProcedure:
+			hostServiceRemoveHostHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -630,6 +780,280 @@ func (UnimplementedHostServiceHandler) GetVersion(context.Context, *connect.Requ
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.HostService.GetVersion is not implemented"))
 }
 
+func (UnimplementedHostServiceHandler) CheckHost(context.Context, *connect.Request[v1.CheckHostRequest]) (*connect.Response[v1.CheckHostResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.HostService.CheckHost is not implemented"))
+}
+
+func (UnimplementedHostServiceHandler) RemoveHost(context.Context, *connect.Request[v1.RemoveHostRequest]) (*connect.Response[v1.RemoveHostResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.HostService.RemoveHost is not implemented"))
+}
+
+// TrustServiceClient is a client for the podd.v1.TrustService service.
+type TrustServiceClient interface {
+	// GetTrust tells what everybody may know.
+	GetTrust(context.Context, *connect.Request[v1.GetTrustRequest]) (*connect.Response[v1.GetTrustResponse], error)
+	// CreateToken makes a token that admits one daemon or one user, once.
+	CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error)
+	ListTokens(context.Context, *connect.Request[v1.ListTokensRequest]) (*connect.Response[v1.ListTokensResponse], error)
+	DeleteToken(context.Context, *connect.Request[v1.DeleteTokenRequest]) (*connect.Response[v1.DeleteTokenResponse], error)
+	// ListMembers lists the holders of certificates.
+	ListMembers(context.Context, *connect.Request[v1.ListMembersRequest]) (*connect.Response[v1.ListMembersResponse], error)
+	// RevokeUser takes a user's certificates back. RemoveHost does so for hosts.
+	RevokeUser(context.Context, *connect.Request[v1.RevokeUserRequest]) (*connect.Response[v1.RevokeUserResponse], error)
+	// Join exchanges a token for a certificate. It is the one call that needs
+	// no certificate. The same key may ask again, should the answer be lost.
+	Join(context.Context, *connect.Request[v1.JoinRequest]) (*connect.Response[v1.JoinResponse], error)
+	// Renew gives the caller a new certificate for the same identity.
+	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
+}
+
+// NewTrustServiceClient constructs a client for the podd.v1.TrustService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewTrustServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) TrustServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	trustServiceMethods := v1.File_podd_v1_podd_proto.Services().ByName("TrustService").Methods()
+	return &trustServiceClient{
+		getTrust: connect.NewClient[v1.GetTrustRequest, v1.GetTrustResponse](
+			httpClient,
+			baseURL+TrustServiceGetTrustProcedure,
+			connect.WithSchema(trustServiceMethods.ByName("GetTrust")),
+			connect.WithClientOptions(opts...),
+		),
+		createToken: connect.NewClient[v1.CreateTokenRequest, v1.CreateTokenResponse](
+			httpClient,
+			baseURL+TrustServiceCreateTokenProcedure,
+			connect.WithSchema(trustServiceMethods.ByName("CreateToken")),
+			connect.WithClientOptions(opts...),
+		),
+		listTokens: connect.NewClient[v1.ListTokensRequest, v1.ListTokensResponse](
+			httpClient,
+			baseURL+TrustServiceListTokensProcedure,
+			connect.WithSchema(trustServiceMethods.ByName("ListTokens")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteToken: connect.NewClient[v1.DeleteTokenRequest, v1.DeleteTokenResponse](
+			httpClient,
+			baseURL+TrustServiceDeleteTokenProcedure,
+			connect.WithSchema(trustServiceMethods.ByName("DeleteToken")),
+			connect.WithClientOptions(opts...),
+		),
+		listMembers: connect.NewClient[v1.ListMembersRequest, v1.ListMembersResponse](
+			httpClient,
+			baseURL+TrustServiceListMembersProcedure,
+			connect.WithSchema(trustServiceMethods.ByName("ListMembers")),
+			connect.WithClientOptions(opts...),
+		),
+		revokeUser: connect.NewClient[v1.RevokeUserRequest, v1.RevokeUserResponse](
+			httpClient,
+			baseURL+TrustServiceRevokeUserProcedure,
+			connect.WithSchema(trustServiceMethods.ByName("RevokeUser")),
+			connect.WithClientOptions(opts...),
+		),
+		join: connect.NewClient[v1.JoinRequest, v1.JoinResponse](
+			httpClient,
+			baseURL+TrustServiceJoinProcedure,
+			connect.WithSchema(trustServiceMethods.ByName("Join")),
+			connect.WithClientOptions(opts...),
+		),
+		renew: connect.NewClient[v1.RenewRequest, v1.RenewResponse](
+			httpClient,
+			baseURL+TrustServiceRenewProcedure,
+			connect.WithSchema(trustServiceMethods.ByName("Renew")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// trustServiceClient implements TrustServiceClient.
+type trustServiceClient struct {
+	getTrust    *connect.Client[v1.GetTrustRequest, v1.GetTrustResponse]
+	createToken *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
+	listTokens  *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
+	deleteToken *connect.Client[v1.DeleteTokenRequest, v1.DeleteTokenResponse]
+	listMembers *connect.Client[v1.ListMembersRequest, v1.ListMembersResponse]
+	revokeUser  *connect.Client[v1.RevokeUserRequest, v1.RevokeUserResponse]
+	join        *connect.Client[v1.JoinRequest, v1.JoinResponse]
+	renew       *connect.Client[v1.RenewRequest, v1.RenewResponse]
+}
+
+// GetTrust calls podd.v1.TrustService.GetTrust.
+func (c *trustServiceClient) GetTrust(ctx context.Context, req *connect.Request[v1.GetTrustRequest]) (*connect.Response[v1.GetTrustResponse], error) {
+	return c.getTrust.CallUnary(ctx, req)
+}
+
+// CreateToken calls podd.v1.TrustService.CreateToken.
+func (c *trustServiceClient) CreateToken(ctx context.Context, req *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error) {
+	return c.createToken.CallUnary(ctx, req)
+}
+
+// ListTokens calls podd.v1.TrustService.ListTokens.
+func (c *trustServiceClient) ListTokens(ctx context.Context, req *connect.Request[v1.ListTokensRequest]) (*connect.Response[v1.ListTokensResponse], error) {
+	return c.listTokens.CallUnary(ctx, req)
+}
+
+// DeleteToken calls podd.v1.TrustService.DeleteToken.
+func (c *trustServiceClient) DeleteToken(ctx context.Context, req *connect.Request[v1.DeleteTokenRequest]) (*connect.Response[v1.DeleteTokenResponse], error) {
+	return c.deleteToken.CallUnary(ctx, req)
+}
+
+// ListMembers calls podd.v1.TrustService.ListMembers.
+func (c *trustServiceClient) ListMembers(ctx context.Context, req *connect.Request[v1.ListMembersRequest]) (*connect.Response[v1.ListMembersResponse], error) {
+	return c.listMembers.CallUnary(ctx, req)
+}
+
+// RevokeUser calls podd.v1.TrustService.RevokeUser.
+func (c *trustServiceClient) RevokeUser(ctx context.Context, req *connect.Request[v1.RevokeUserRequest]) (*connect.Response[v1.RevokeUserResponse], error) {
+	return c.revokeUser.CallUnary(ctx, req)
+}
+
+// Join calls podd.v1.TrustService.Join.
+func (c *trustServiceClient) Join(ctx context.Context, req *connect.Request[v1.JoinRequest]) (*connect.Response[v1.JoinResponse], error) {
+	return c.join.CallUnary(ctx, req)
+}
+
+// Renew calls podd.v1.TrustService.Renew.
+func (c *trustServiceClient) Renew(ctx context.Context, req *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
+	return c.renew.CallUnary(ctx, req)
+}
+
+// TrustServiceHandler is an implementation of the podd.v1.TrustService service.
+type TrustServiceHandler interface {
+	// GetTrust tells what everybody may know.
+	GetTrust(context.Context, *connect.Request[v1.GetTrustRequest]) (*connect.Response[v1.GetTrustResponse], error)
+	// CreateToken makes a token that admits one daemon or one user, once.
+	CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error)
+	ListTokens(context.Context, *connect.Request[v1.ListTokensRequest]) (*connect.Response[v1.ListTokensResponse], error)
+	DeleteToken(context.Context, *connect.Request[v1.DeleteTokenRequest]) (*connect.Response[v1.DeleteTokenResponse], error)
+	// ListMembers lists the holders of certificates.
+	ListMembers(context.Context, *connect.Request[v1.ListMembersRequest]) (*connect.Response[v1.ListMembersResponse], error)
+	// RevokeUser takes a user's certificates back. RemoveHost does so for hosts.
+	RevokeUser(context.Context, *connect.Request[v1.RevokeUserRequest]) (*connect.Response[v1.RevokeUserResponse], error)
+	// Join exchanges a token for a certificate. It is the one call that needs
+	// no certificate. The same key may ask again, should the answer be lost.
+	Join(context.Context, *connect.Request[v1.JoinRequest]) (*connect.Response[v1.JoinResponse], error)
+	// Renew gives the caller a new certificate for the same identity.
+	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
+}
+
+// NewTrustServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewTrustServiceHandler(svc TrustServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	trustServiceMethods := v1.File_podd_v1_podd_proto.Services().ByName("TrustService").Methods()
+	trustServiceGetTrustHandler := connect.NewUnaryHandler(
+		TrustServiceGetTrustProcedure,
+		svc.GetTrust,
+		connect.WithSchema(trustServiceMethods.ByName("GetTrust")),
+		connect.WithHandlerOptions(opts...),
+	)
+	trustServiceCreateTokenHandler := connect.NewUnaryHandler(
+		TrustServiceCreateTokenProcedure,
+		svc.CreateToken,
+		connect.WithSchema(trustServiceMethods.ByName("CreateToken")),
+		connect.WithHandlerOptions(opts...),
+	)
+	trustServiceListTokensHandler := connect.NewUnaryHandler(
+		TrustServiceListTokensProcedure,
+		svc.ListTokens,
+		connect.WithSchema(trustServiceMethods.ByName("ListTokens")),
+		connect.WithHandlerOptions(opts...),
+	)
+	trustServiceDeleteTokenHandler := connect.NewUnaryHandler(
+		TrustServiceDeleteTokenProcedure,
+		svc.DeleteToken,
+		connect.WithSchema(trustServiceMethods.ByName("DeleteToken")),
+		connect.WithHandlerOptions(opts...),
+	)
+	trustServiceListMembersHandler := connect.NewUnaryHandler(
+		TrustServiceListMembersProcedure,
+		svc.ListMembers,
+		connect.WithSchema(trustServiceMethods.ByName("ListMembers")),
+		connect.WithHandlerOptions(opts...),
+	)
+	trustServiceRevokeUserHandler := connect.NewUnaryHandler(
+		TrustServiceRevokeUserProcedure,
+		svc.RevokeUser,
+		connect.WithSchema(trustServiceMethods.ByName("RevokeUser")),
+		connect.WithHandlerOptions(opts...),
+	)
+	trustServiceJoinHandler := connect.NewUnaryHandler(
+		TrustServiceJoinProcedure,
+		svc.Join,
+		connect.WithSchema(trustServiceMethods.ByName("Join")),
+		connect.WithHandlerOptions(opts...),
+	)
+	trustServiceRenewHandler := connect.NewUnaryHandler(
+		TrustServiceRenewProcedure,
+		svc.Renew,
+		connect.WithSchema(trustServiceMethods.ByName("Renew")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/podd.v1.TrustService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case TrustServiceGetTrustProcedure:
+			trustServiceGetTrustHandler.ServeHTTP(w, r)
+		case TrustServiceCreateTokenProcedure:
+			trustServiceCreateTokenHandler.ServeHTTP(w, r)
+		case TrustServiceListTokensProcedure:
+			trustServiceListTokensHandler.ServeHTTP(w, r)
+		case TrustServiceDeleteTokenProcedure:
+			trustServiceDeleteTokenHandler.ServeHTTP(w, r)
+		case TrustServiceListMembersProcedure:
+			trustServiceListMembersHandler.ServeHTTP(w, r)
+		case TrustServiceRevokeUserProcedure:
+			trustServiceRevokeUserHandler.ServeHTTP(w, r)
+		case TrustServiceJoinProcedure:
+			trustServiceJoinHandler.ServeHTTP(w, r)
+		case TrustServiceRenewProcedure:
+			trustServiceRenewHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedTrustServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedTrustServiceHandler struct{}
+
+func (UnimplementedTrustServiceHandler) GetTrust(context.Context, *connect.Request[v1.GetTrustRequest]) (*connect.Response[v1.GetTrustResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.TrustService.GetTrust is not implemented"))
+}
+
+func (UnimplementedTrustServiceHandler) CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.CreateTokenResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.TrustService.CreateToken is not implemented"))
+}
+
+func (UnimplementedTrustServiceHandler) ListTokens(context.Context, *connect.Request[v1.ListTokensRequest]) (*connect.Response[v1.ListTokensResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.TrustService.ListTokens is not implemented"))
+}
+
+func (UnimplementedTrustServiceHandler) DeleteToken(context.Context, *connect.Request[v1.DeleteTokenRequest]) (*connect.Response[v1.DeleteTokenResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.TrustService.DeleteToken is not implemented"))
+}
+
+func (UnimplementedTrustServiceHandler) ListMembers(context.Context, *connect.Request[v1.ListMembersRequest]) (*connect.Response[v1.ListMembersResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.TrustService.ListMembers is not implemented"))
+}
+
+func (UnimplementedTrustServiceHandler) RevokeUser(context.Context, *connect.Request[v1.RevokeUserRequest]) (*connect.Response[v1.RevokeUserResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.TrustService.RevokeUser is not implemented"))
+}
+
+func (UnimplementedTrustServiceHandler) Join(context.Context, *connect.Request[v1.JoinRequest]) (*connect.Response[v1.JoinResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.TrustService.Join is not implemented"))
+}
+
+func (UnimplementedTrustServiceHandler) Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.TrustService.Renew is not implemented"))
+}
+
 // MoveServiceClient is a client for the podd.v1.MoveService service.
 type MoveServiceClient interface {
 	// CheckMove runs preflight at both ends and changes nothing.
@@ -641,6 +1065,11 @@ type MoveServiceClient interface {
 	// ListMoves lists moves, of one pod or all, newest first.
 	ListMoves(context.Context, *connect.Request[v1.ListMovesRequest]) (*connect.Response[v1.ListMovesResponse], error)
 	GetMove(context.Context, *connect.Request[v1.GetMoveRequest]) (*connect.Response[v1.GetMoveResponse], error)
+	// CancelMove undoes a move that is not committed yet, and returns when it is
+	// decided. The error is aborted when the move was committed before.
+	CancelMove(context.Context, *connect.Request[v1.CancelMoveRequest]) (*connect.Response[v1.CancelMoveResponse], error)
+	// WaitMove follows a move, whoever began it, to its end: as MovePod does.
+	WaitMove(context.Context, *connect.Request[v1.WaitMoveRequest]) (*connect.ServerStreamForClient[v1.WaitMoveResponse], error)
 }
 
 // NewMoveServiceClient constructs a client for the podd.v1.MoveService service. By default, it uses
@@ -678,15 +1107,29 @@ func NewMoveServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(moveServiceMethods.ByName("GetMove")),
 			connect.WithClientOptions(opts...),
 		),
+		cancelMove: connect.NewClient[v1.CancelMoveRequest, v1.CancelMoveResponse](
+			httpClient,
+			baseURL+MoveServiceCancelMoveProcedure,
+			connect.WithSchema(moveServiceMethods.ByName("CancelMove")),
+			connect.WithClientOptions(opts...),
+		),
+		waitMove: connect.NewClient[v1.WaitMoveRequest, v1.WaitMoveResponse](
+			httpClient,
+			baseURL+MoveServiceWaitMoveProcedure,
+			connect.WithSchema(moveServiceMethods.ByName("WaitMove")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // moveServiceClient implements MoveServiceClient.
 type moveServiceClient struct {
-	checkMove *connect.Client[v1.CheckMoveRequest, v1.CheckMoveResponse]
-	movePod   *connect.Client[v1.MovePodRequest, v1.MovePodResponse]
-	listMoves *connect.Client[v1.ListMovesRequest, v1.ListMovesResponse]
-	getMove   *connect.Client[v1.GetMoveRequest, v1.GetMoveResponse]
+	checkMove  *connect.Client[v1.CheckMoveRequest, v1.CheckMoveResponse]
+	movePod    *connect.Client[v1.MovePodRequest, v1.MovePodResponse]
+	listMoves  *connect.Client[v1.ListMovesRequest, v1.ListMovesResponse]
+	getMove    *connect.Client[v1.GetMoveRequest, v1.GetMoveResponse]
+	cancelMove *connect.Client[v1.CancelMoveRequest, v1.CancelMoveResponse]
+	waitMove   *connect.Client[v1.WaitMoveRequest, v1.WaitMoveResponse]
 }
 
 // CheckMove calls podd.v1.MoveService.CheckMove.
@@ -709,6 +1152,16 @@ func (c *moveServiceClient) GetMove(ctx context.Context, req *connect.Request[v1
 	return c.getMove.CallUnary(ctx, req)
 }
 
+// CancelMove calls podd.v1.MoveService.CancelMove.
+func (c *moveServiceClient) CancelMove(ctx context.Context, req *connect.Request[v1.CancelMoveRequest]) (*connect.Response[v1.CancelMoveResponse], error) {
+	return c.cancelMove.CallUnary(ctx, req)
+}
+
+// WaitMove calls podd.v1.MoveService.WaitMove.
+func (c *moveServiceClient) WaitMove(ctx context.Context, req *connect.Request[v1.WaitMoveRequest]) (*connect.ServerStreamForClient[v1.WaitMoveResponse], error) {
+	return c.waitMove.CallServerStream(ctx, req)
+}
+
 // MoveServiceHandler is an implementation of the podd.v1.MoveService service.
 type MoveServiceHandler interface {
 	// CheckMove runs preflight at both ends and changes nothing.
@@ -720,6 +1173,11 @@ type MoveServiceHandler interface {
 	// ListMoves lists moves, of one pod or all, newest first.
 	ListMoves(context.Context, *connect.Request[v1.ListMovesRequest]) (*connect.Response[v1.ListMovesResponse], error)
 	GetMove(context.Context, *connect.Request[v1.GetMoveRequest]) (*connect.Response[v1.GetMoveResponse], error)
+	// CancelMove undoes a move that is not committed yet, and returns when it is
+	// decided. The error is aborted when the move was committed before.
+	CancelMove(context.Context, *connect.Request[v1.CancelMoveRequest]) (*connect.Response[v1.CancelMoveResponse], error)
+	// WaitMove follows a move, whoever began it, to its end: as MovePod does.
+	WaitMove(context.Context, *connect.Request[v1.WaitMoveRequest], *connect.ServerStream[v1.WaitMoveResponse]) error
 }
 
 // NewMoveServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -753,6 +1211,18 @@ func NewMoveServiceHandler(svc MoveServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(moveServiceMethods.ByName("GetMove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	moveServiceCancelMoveHandler := connect.NewUnaryHandler(
+		MoveServiceCancelMoveProcedure,
+		svc.CancelMove,
+		connect.WithSchema(moveServiceMethods.ByName("CancelMove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	moveServiceWaitMoveHandler := connect.NewServerStreamHandler(
+		MoveServiceWaitMoveProcedure,
+		svc.WaitMove,
+		connect.WithSchema(moveServiceMethods.ByName("WaitMove")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/podd.v1.MoveService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case MoveServiceCheckMoveProcedure:
@@ -763,6 +1233,10 @@ func NewMoveServiceHandler(svc MoveServiceHandler, opts ...connect.HandlerOption
 			moveServiceListMovesHandler.ServeHTTP(w, r)
 		case MoveServiceGetMoveProcedure:
 			moveServiceGetMoveHandler.ServeHTTP(w, r)
+		case MoveServiceCancelMoveProcedure:
+			moveServiceCancelMoveHandler.ServeHTTP(w, r)
+		case MoveServiceWaitMoveProcedure:
+			moveServiceWaitMoveHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -786,6 +1260,14 @@ func (UnimplementedMoveServiceHandler) ListMoves(context.Context, *connect.Reque
 
 func (UnimplementedMoveServiceHandler) GetMove(context.Context, *connect.Request[v1.GetMoveRequest]) (*connect.Response[v1.GetMoveResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.MoveService.GetMove is not implemented"))
+}
+
+func (UnimplementedMoveServiceHandler) CancelMove(context.Context, *connect.Request[v1.CancelMoveRequest]) (*connect.Response[v1.CancelMoveResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.MoveService.CancelMove is not implemented"))
+}
+
+func (UnimplementedMoveServiceHandler) WaitMove(context.Context, *connect.Request[v1.WaitMoveRequest], *connect.ServerStream[v1.WaitMoveResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.MoveService.WaitMove is not implemented"))
 }
 
 // TargetServiceClient is a client for the podd.v1.TargetService service.
@@ -865,6 +1347,8 @@ type ProxyServiceClient interface {
 	// Hold makes the proxy queue a moving pod's packets instead of delivering
 	// them. It ends by itself when the directory says how the move ended.
 	Hold(context.Context, *connect.Request[v1.HoldRequest]) (*connect.Response[v1.HoldResponse], error)
+	// ListHolds tells which pods' packets are queued at this moment.
+	ListHolds(context.Context, *connect.Request[v1.ListHoldsRequest]) (*connect.Response[v1.ListHoldsResponse], error)
 }
 
 // NewProxyServiceClient constructs a client for the podd.v1.ProxyService service. By default, it
@@ -884,12 +1368,19 @@ func NewProxyServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(proxyServiceMethods.ByName("Hold")),
 			connect.WithClientOptions(opts...),
 		),
+		listHolds: connect.NewClient[v1.ListHoldsRequest, v1.ListHoldsResponse](
+			httpClient,
+			baseURL+ProxyServiceListHoldsProcedure,
+			connect.WithSchema(proxyServiceMethods.ByName("ListHolds")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // proxyServiceClient implements ProxyServiceClient.
 type proxyServiceClient struct {
-	hold *connect.Client[v1.HoldRequest, v1.HoldResponse]
+	hold      *connect.Client[v1.HoldRequest, v1.HoldResponse]
+	listHolds *connect.Client[v1.ListHoldsRequest, v1.ListHoldsResponse]
 }
 
 // Hold calls podd.v1.ProxyService.Hold.
@@ -897,11 +1388,18 @@ func (c *proxyServiceClient) Hold(ctx context.Context, req *connect.Request[v1.H
 	return c.hold.CallUnary(ctx, req)
 }
 
+// ListHolds calls podd.v1.ProxyService.ListHolds.
+func (c *proxyServiceClient) ListHolds(ctx context.Context, req *connect.Request[v1.ListHoldsRequest]) (*connect.Response[v1.ListHoldsResponse], error) {
+	return c.listHolds.CallUnary(ctx, req)
+}
+
 // ProxyServiceHandler is an implementation of the podd.v1.ProxyService service.
 type ProxyServiceHandler interface {
 	// Hold makes the proxy queue a moving pod's packets instead of delivering
 	// them. It ends by itself when the directory says how the move ended.
 	Hold(context.Context, *connect.Request[v1.HoldRequest]) (*connect.Response[v1.HoldResponse], error)
+	// ListHolds tells which pods' packets are queued at this moment.
+	ListHolds(context.Context, *connect.Request[v1.ListHoldsRequest]) (*connect.Response[v1.ListHoldsResponse], error)
 }
 
 // NewProxyServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -917,10 +1415,18 @@ func NewProxyServiceHandler(svc ProxyServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(proxyServiceMethods.ByName("Hold")),
 		connect.WithHandlerOptions(opts...),
 	)
+	proxyServiceListHoldsHandler := connect.NewUnaryHandler(
+		ProxyServiceListHoldsProcedure,
+		svc.ListHolds,
+		connect.WithSchema(proxyServiceMethods.ByName("ListHolds")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/podd.v1.ProxyService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ProxyServiceHoldProcedure:
 			proxyServiceHoldHandler.ServeHTTP(w, r)
+		case ProxyServiceListHoldsProcedure:
+			proxyServiceListHoldsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -932,4 +1438,8 @@ type UnimplementedProxyServiceHandler struct{}
 
 func (UnimplementedProxyServiceHandler) Hold(context.Context, *connect.Request[v1.HoldRequest]) (*connect.Response[v1.HoldResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.ProxyService.Hold is not implemented"))
+}
+
+func (UnimplementedProxyServiceHandler) ListHolds(context.Context, *connect.Request[v1.ListHoldsRequest]) (*connect.Response[v1.ListHoldsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.ProxyService.ListHolds is not implemented"))
 }
