@@ -345,8 +345,10 @@ type Pod struct {
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	StoppedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=stopped_at,json=stoppedAt,proto3" json:"stopped_at,omitempty"`
-	// Held says that the proxy queues the pod's packets.
-	Held          bool `protobuf:"varint,10,opt,name=held,proto3" json:"held,omitempty"`
+	// Held says that the proxy queues the pod's packets, and HeldFor for how
+	// long.
+	Held          bool                 `protobuf:"varint,10,opt,name=held,proto3" json:"held,omitempty"`
+	HeldFor       *durationpb.Duration `protobuf:"bytes,11,opt,name=held_for,json=heldFor,proto3" json:"held_for,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -449,6 +451,13 @@ func (x *Pod) GetHeld() bool {
 		return x.Held
 	}
 	return false
+}
+
+func (x *Pod) GetHeldFor() *durationpb.Duration {
+	if x != nil {
+		return x.HeldFor
+	}
+	return nil
 }
 
 type Host struct {
@@ -2684,11 +2693,13 @@ func (*GetVersionRequest) Descriptor() ([]byte, []int) {
 }
 
 type GetVersionResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
-	Kernel        string                 `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`
-	CriuVersion   int32                  `protobuf:"varint,4,opt,name=criu_version,json=criuVersion,proto3" json:"criu_version,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Version     string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Host        string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Kernel      string                 `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	CriuVersion int32                  `protobuf:"varint,4,opt,name=criu_version,json=criuVersion,proto3" json:"criu_version,omitempty"`
+	// Time is the host's clock.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2749,6 +2760,13 @@ func (x *GetVersionResponse) GetCriuVersion() int32 {
 		return x.CriuVersion
 	}
 	return 0
+}
+
+func (x *GetVersionResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
 }
 
 type Blocker struct {
@@ -3945,8 +3963,10 @@ func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
 }
 
 type ListHoldsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Holds         []*Hold                `protobuf:"bytes,1,rep,name=holds,proto3" json:"holds,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Holds []*Hold                `protobuf:"bytes,1,rep,name=holds,proto3" json:"holds,omitempty"`
+	// Time is the proxy's clock.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3984,6 +4004,13 @@ func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
 func (x *ListHoldsResponse) GetHolds() []*Hold {
 	if x != nil {
 		return x.Holds
+	}
+	return nil
+}
+
+func (x *ListHoldsResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
 	}
 	return nil
 }
@@ -4270,7 +4297,9 @@ func (x *WaitMoveResponse) GetMove() *Move {
 type CheckHostRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Host to look at; empty means the podd that is asked.
-	Host          string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// Proxy looks at the session proxy instead.
+	Proxy         bool `protobuf:"varint,2,opt,name=proxy,proto3" json:"proxy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4310,6 +4339,13 @@ func (x *CheckHostRequest) GetHost() string {
 		return x.Host
 	}
 	return ""
+}
+
+func (x *CheckHostRequest) GetProxy() bool {
+	if x != nil {
+		return x.Proxy
+	}
+	return false
 }
 
 type Finding struct {
@@ -4384,9 +4420,10 @@ func (x *Finding) GetRemedy() string {
 }
 
 type CheckHostResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
-	Findings      []*Finding             `protobuf:"bytes,2,rep,name=findings,proto3" json:"findings,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Host is its name, or the proxy's.
+	Host          string     `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Findings      []*Finding `protobuf:"bytes,2,rep,name=findings,proto3" json:"findings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4435,6 +4472,94 @@ func (x *CheckHostResponse) GetFindings() []*Finding {
 	return nil
 }
 
+type CheckProxyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckProxyRequest) Reset() {
+	*x = CheckProxyRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckProxyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckProxyRequest) ProtoMessage() {}
+
+func (x *CheckProxyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckProxyRequest.ProtoReflect.Descriptor instead.
+func (*CheckProxyRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{68}
+}
+
+type CheckProxyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proxy         string                 `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	Findings      []*Finding             `protobuf:"bytes,2,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckProxyResponse) Reset() {
+	*x = CheckProxyResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckProxyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckProxyResponse) ProtoMessage() {}
+
+func (x *CheckProxyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckProxyResponse.ProtoReflect.Descriptor instead.
+func (*CheckProxyResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *CheckProxyResponse) GetProxy() string {
+	if x != nil {
+		return x.Proxy
+	}
+	return ""
+}
+
+func (x *CheckProxyResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
 type RemoveHostRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name, and not host: the call is not for the podd of that host.
@@ -4445,7 +4570,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[68]
+	mi := &file_podd_v1_podd_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4457,7 +4582,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[68]
+	mi := &file_podd_v1_podd_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4470,7 +4595,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{68}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -4488,7 +4613,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[69]
+	mi := &file_podd_v1_podd_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4500,7 +4625,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[69]
+	mi := &file_podd_v1_podd_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4513,7 +4638,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{69}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{71}
 }
 
 type GetTrustRequest struct {
@@ -4524,7 +4649,7 @@ type GetTrustRequest struct {
 
 func (x *GetTrustRequest) Reset() {
 	*x = GetTrustRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[70]
+	mi := &file_podd_v1_podd_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4536,7 +4661,7 @@ func (x *GetTrustRequest) String() string {
 func (*GetTrustRequest) ProtoMessage() {}
 
 func (x *GetTrustRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[70]
+	mi := &file_podd_v1_podd_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4549,7 +4674,7 @@ func (x *GetTrustRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{70}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{72}
 }
 
 type GetTrustResponse struct {
@@ -4569,7 +4694,7 @@ type GetTrustResponse struct {
 
 func (x *GetTrustResponse) Reset() {
 	*x = GetTrustResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[71]
+	mi := &file_podd_v1_podd_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4581,7 +4706,7 @@ func (x *GetTrustResponse) String() string {
 func (*GetTrustResponse) ProtoMessage() {}
 
 func (x *GetTrustResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[71]
+	mi := &file_podd_v1_podd_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4594,7 +4719,7 @@ func (x *GetTrustResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustResponse.ProtoReflect.Descriptor instead.
 func (*GetTrustResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{71}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetTrustResponse) GetAuthority() string {
@@ -4648,7 +4773,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[72]
+	mi := &file_podd_v1_podd_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4660,7 +4785,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[72]
+	mi := &file_podd_v1_podd_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4673,7 +4798,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{72}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *CreateTokenRequest) GetKind() string {
@@ -4714,7 +4839,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[73]
+	mi := &file_podd_v1_podd_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4726,7 +4851,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[73]
+	mi := &file_podd_v1_podd_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4739,7 +4864,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{73}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -4771,7 +4896,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_podd_v1_podd_proto_msgTypes[74]
+	mi := &file_podd_v1_podd_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4783,7 +4908,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[74]
+	mi := &file_podd_v1_podd_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4796,7 +4921,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{74}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Token) GetId() string {
@@ -4856,7 +4981,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[75]
+	mi := &file_podd_v1_podd_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4868,7 +4993,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[75]
+	mi := &file_podd_v1_podd_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4881,7 +5006,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{75}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{77}
 }
 
 type ListTokensResponse struct {
@@ -4893,7 +5018,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[76]
+	mi := &file_podd_v1_podd_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4905,7 +5030,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[76]
+	mi := &file_podd_v1_podd_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4918,7 +5043,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{76}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -4937,7 +5062,7 @@ type DeleteTokenRequest struct {
 
 func (x *DeleteTokenRequest) Reset() {
 	*x = DeleteTokenRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[77]
+	mi := &file_podd_v1_podd_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4949,7 +5074,7 @@ func (x *DeleteTokenRequest) String() string {
 func (*DeleteTokenRequest) ProtoMessage() {}
 
 func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[77]
+	mi := &file_podd_v1_podd_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4962,7 +5087,7 @@ func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{77}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *DeleteTokenRequest) GetId() string {
@@ -4980,7 +5105,7 @@ type DeleteTokenResponse struct {
 
 func (x *DeleteTokenResponse) Reset() {
 	*x = DeleteTokenResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[78]
+	mi := &file_podd_v1_podd_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4992,7 +5117,7 @@ func (x *DeleteTokenResponse) String() string {
 func (*DeleteTokenResponse) ProtoMessage() {}
 
 func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[78]
+	mi := &file_podd_v1_podd_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5005,7 +5130,7 @@ func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{78}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{80}
 }
 
 type Member struct {
@@ -5021,7 +5146,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_podd_v1_podd_proto_msgTypes[79]
+	mi := &file_podd_v1_podd_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5033,7 +5158,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[79]
+	mi := &file_podd_v1_podd_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5046,7 +5171,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{79}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Member) GetKind() string {
@@ -5085,7 +5210,7 @@ type ListMembersRequest struct {
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[80]
+	mi := &file_podd_v1_podd_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5097,7 +5222,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[80]
+	mi := &file_podd_v1_podd_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5110,7 +5235,7 @@ func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListMembersRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{80}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{82}
 }
 
 type ListMembersResponse struct {
@@ -5122,7 +5247,7 @@ type ListMembersResponse struct {
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[81]
+	mi := &file_podd_v1_podd_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5134,7 +5259,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[81]
+	mi := &file_podd_v1_podd_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5147,7 +5272,7 @@ func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
 func (*ListMembersResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{81}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ListMembersResponse) GetMembers() []*Member {
@@ -5166,7 +5291,7 @@ type RevokeUserRequest struct {
 
 func (x *RevokeUserRequest) Reset() {
 	*x = RevokeUserRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[82]
+	mi := &file_podd_v1_podd_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5178,7 +5303,7 @@ func (x *RevokeUserRequest) String() string {
 func (*RevokeUserRequest) ProtoMessage() {}
 
 func (x *RevokeUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[82]
+	mi := &file_podd_v1_podd_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5191,7 +5316,7 @@ func (x *RevokeUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeUserRequest.ProtoReflect.Descriptor instead.
 func (*RevokeUserRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{82}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RevokeUserRequest) GetName() string {
@@ -5209,7 +5334,7 @@ type RevokeUserResponse struct {
 
 func (x *RevokeUserResponse) Reset() {
 	*x = RevokeUserResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[83]
+	mi := &file_podd_v1_podd_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5221,7 +5346,7 @@ func (x *RevokeUserResponse) String() string {
 func (*RevokeUserResponse) ProtoMessage() {}
 
 func (x *RevokeUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[83]
+	mi := &file_podd_v1_podd_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5234,7 +5359,7 @@ func (x *RevokeUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeUserResponse.ProtoReflect.Descriptor instead.
 func (*RevokeUserResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{83}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{85}
 }
 
 type JoinRequest struct {
@@ -5256,7 +5381,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[84]
+	mi := &file_podd_v1_podd_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5268,7 +5393,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[84]
+	mi := &file_podd_v1_podd_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5281,7 +5406,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{84}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *JoinRequest) GetId() string {
@@ -5345,7 +5470,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[85]
+	mi := &file_podd_v1_podd_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5357,7 +5482,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[85]
+	mi := &file_podd_v1_podd_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5370,7 +5495,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{85}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *JoinResponse) GetCertificate() string {
@@ -5417,7 +5542,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[86]
+	mi := &file_podd_v1_podd_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5429,7 +5554,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[86]
+	mi := &file_podd_v1_podd_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5442,7 +5567,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{86}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RenewRequest) GetRequest() []byte {
@@ -5463,7 +5588,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[87]
+	mi := &file_podd_v1_podd_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5475,7 +5600,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[87]
+	mi := &file_podd_v1_podd_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5488,7 +5613,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{87}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RenewResponse) GetCertificate() string {
@@ -5519,7 +5644,7 @@ type CheckpointPodRequest struct {
 
 func (x *CheckpointPodRequest) Reset() {
 	*x = CheckpointPodRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[88]
+	mi := &file_podd_v1_podd_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5531,7 +5656,7 @@ func (x *CheckpointPodRequest) String() string {
 func (*CheckpointPodRequest) ProtoMessage() {}
 
 func (x *CheckpointPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[88]
+	mi := &file_podd_v1_podd_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5544,7 +5669,7 @@ func (x *CheckpointPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointPodRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointPodRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{88}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *CheckpointPodRequest) GetPod() string {
@@ -5587,7 +5712,7 @@ type CheckpointPodResponse struct {
 
 func (x *CheckpointPodResponse) Reset() {
 	*x = CheckpointPodResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[89]
+	mi := &file_podd_v1_podd_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5599,7 +5724,7 @@ func (x *CheckpointPodResponse) String() string {
 func (*CheckpointPodResponse) ProtoMessage() {}
 
 func (x *CheckpointPodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[89]
+	mi := &file_podd_v1_podd_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5612,7 +5737,7 @@ func (x *CheckpointPodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointPodResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointPodResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{89}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *CheckpointPodResponse) GetData() []byte {
@@ -5650,7 +5775,7 @@ type RestorePodHeader struct {
 
 func (x *RestorePodHeader) Reset() {
 	*x = RestorePodHeader{}
-	mi := &file_podd_v1_podd_proto_msgTypes[90]
+	mi := &file_podd_v1_podd_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5662,7 +5787,7 @@ func (x *RestorePodHeader) String() string {
 func (*RestorePodHeader) ProtoMessage() {}
 
 func (x *RestorePodHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[90]
+	mi := &file_podd_v1_podd_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5675,7 +5800,7 @@ func (x *RestorePodHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestorePodHeader.ProtoReflect.Descriptor instead.
 func (*RestorePodHeader) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{90}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RestorePodHeader) GetHost() string {
@@ -5712,7 +5837,7 @@ type RestorePodRequest struct {
 
 func (x *RestorePodRequest) Reset() {
 	*x = RestorePodRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[91]
+	mi := &file_podd_v1_podd_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5724,7 +5849,7 @@ func (x *RestorePodRequest) String() string {
 func (*RestorePodRequest) ProtoMessage() {}
 
 func (x *RestorePodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[91]
+	mi := &file_podd_v1_podd_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5737,7 +5862,7 @@ func (x *RestorePodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestorePodRequest.ProtoReflect.Descriptor instead.
 func (*RestorePodRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{91}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *RestorePodRequest) GetRequest() isRestorePodRequest_Request {
@@ -5790,7 +5915,7 @@ type RestorePodResponse struct {
 
 func (x *RestorePodResponse) Reset() {
 	*x = RestorePodResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[92]
+	mi := &file_podd_v1_podd_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5802,7 +5927,7 @@ func (x *RestorePodResponse) String() string {
 func (*RestorePodResponse) ProtoMessage() {}
 
 func (x *RestorePodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[92]
+	mi := &file_podd_v1_podd_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5815,7 +5940,7 @@ func (x *RestorePodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestorePodResponse.ProtoReflect.Descriptor instead.
 func (*RestorePodResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{92}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RestorePodResponse) GetPod() *Pod {
@@ -5859,7 +5984,7 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12)\n" +
 	"\x10physical_address\x18\x04 \x01(\tR\x0fphysicalAddress\x12\x14\n" +
 	"\x05label\x18\x05 \x01(\rR\x05label\x12\x14\n" +
-	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xfb\x02\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xb1\x03\n" +
 	"\x03Pod\x12$\n" +
 	"\x04spec\x18\x01 \x01(\v2\x10.podd.v1.PodSpecR\x04spec\x12*\n" +
 	"\abinding\x18\x02 \x01(\v2\x10.podd.v1.BindingR\abinding\x12\x14\n" +
@@ -5874,7 +5999,8 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\n" +
 	"stopped_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstoppedAt\x12\x12\n" +
 	"\x04held\x18\n" +
-	" \x01(\bR\x04held\"\xe9\x02\n" +
+	" \x01(\bR\x04held\x124\n" +
+	"\bheld_for\x18\v \x01(\v2\x19.google.protobuf.DurationR\aheldFor\"\xe9\x02\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x10physical_address\x18\x02 \x01(\tR\x0fphysicalAddress\x12\x1f\n" +
@@ -6011,12 +6137,13 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\x10ListHostsRequest\"8\n" +
 	"\x11ListHostsResponse\x12#\n" +
 	"\x05hosts\x18\x01 \x03(\v2\r.podd.v1.HostR\x05hosts\"\x13\n" +
-	"\x11GetVersionRequest\"}\n" +
+	"\x11GetVersionRequest\"\xad\x01\n" +
 	"\x12GetVersionResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x16\n" +
 	"\x06kernel\x18\x03 \x01(\tR\x06kernel\x12!\n" +
-	"\fcriu_version\x18\x04 \x01(\x05R\vcriuVersion\"\x90\x01\n" +
+	"\fcriu_version\x18\x04 \x01(\x05R\vcriuVersion\x12.\n" +
+	"\x04time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x90\x01\n" +
 	"\aBlocker\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x18\n" +
 	"\aprogram\x18\x02 \x01(\tR\aprogram\x12'\n" +
@@ -6109,9 +6236,10 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\vHoldRequest\x12\x12\n" +
 	"\x04move\x18\x01 \x01(\tR\x04move\"\x0e\n" +
 	"\fHoldResponse\"\x12\n" +
-	"\x10ListHoldsRequest\"8\n" +
+	"\x10ListHoldsRequest\"h\n" +
 	"\x11ListHoldsResponse\x12#\n" +
-	"\x05holds\x18\x01 \x03(\v2\r.podd.v1.HoldR\x05holds\"\x94\x01\n" +
+	"\x05holds\x18\x01 \x03(\v2\r.podd.v1.HoldR\x05holds\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x94\x01\n" +
 	"\x04Hold\x12\x12\n" +
 	"\x04move\x18\x01 \x01(\tR\x04move\x12\x10\n" +
 	"\x03pod\x18\x02 \x01(\tR\x03pod\x125\n" +
@@ -6128,9 +6256,10 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x123\n" +
 	"\aelapsed\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\x12!\n" +
-	"\x04move\x18\x04 \x01(\v2\r.podd.v1.MoveR\x04move\"&\n" +
+	"\x04move\x18\x04 \x01(\v2\r.podd.v1.MoveR\x04move\"<\n" +
 	"\x10CheckHostRequest\x12\x12\n" +
-	"\x04host\x18\x01 \x01(\tR\x04host\"k\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x14\n" +
+	"\x05proxy\x18\x02 \x01(\bR\x05proxy\"k\n" +
 	"\aFinding\x12\x14\n" +
 	"\x05check\x18\x01 \x01(\tR\x05check\x12\x1a\n" +
 	"\bseverity\x18\x02 \x01(\tR\bseverity\x12\x16\n" +
@@ -6138,6 +6267,10 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"U\n" +
 	"\x11CheckHostResponse\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12,\n" +
+	"\bfindings\x18\x02 \x03(\v2\x10.podd.v1.FindingR\bfindings\"\x13\n" +
+	"\x11CheckProxyRequest\"X\n" +
+	"\x12CheckProxyResponse\x12\x14\n" +
+	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12,\n" +
 	"\bfindings\x18\x02 \x03(\v2\x10.podd.v1.FindingR\bfindings\"'\n" +
 	"\x11RemoveHostRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
@@ -6273,10 +6406,12 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"CancelMove\x12\x1a.podd.v1.CancelMoveRequest\x1a\x1b.podd.v1.CancelMoveResponse\x12A\n" +
 	"\bWaitMove\x12\x18.podd.v1.WaitMoveRequest\x1a\x19.podd.v1.WaitMoveResponse0\x012Y\n" +
 	"\rTargetService\x12H\n" +
-	"\vCheckTarget\x12\x1b.podd.v1.CheckTargetRequest\x1a\x1c.podd.v1.CheckTargetResponse2\x87\x01\n" +
+	"\vCheckTarget\x12\x1b.podd.v1.CheckTargetRequest\x1a\x1c.podd.v1.CheckTargetResponse2\xce\x01\n" +
 	"\fProxyService\x123\n" +
 	"\x04Hold\x12\x14.podd.v1.HoldRequest\x1a\x15.podd.v1.HoldResponse\x12B\n" +
-	"\tListHolds\x12\x19.podd.v1.ListHoldsRequest\x1a\x1a.podd.v1.ListHoldsResponseB\x19Z\x17podd/api/podd/v1;poddv1b\x06proto3"
+	"\tListHolds\x12\x19.podd.v1.ListHoldsRequest\x1a\x1a.podd.v1.ListHoldsResponse\x12E\n" +
+	"\n" +
+	"CheckProxy\x12\x1a.podd.v1.CheckProxyRequest\x1a\x1b.podd.v1.CheckProxyResponseB\x19Z\x17podd/api/podd/v1;poddv1b\x06proto3"
 
 var (
 	file_podd_v1_podd_proto_rawDescOnce sync.Once
@@ -6290,7 +6425,7 @@ func file_podd_v1_podd_proto_rawDescGZIP() []byte {
 	return file_podd_v1_podd_proto_rawDescData
 }
 
-var file_podd_v1_podd_proto_msgTypes = make([]protoimpl.MessageInfo, 93)
+var file_podd_v1_podd_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
 var file_podd_v1_podd_proto_goTypes = []any{
 	(*Volume)(nil),                // 0: podd.v1.Volume
 	(*PodSpec)(nil),               // 1: podd.v1.PodSpec
@@ -6360,174 +6495,182 @@ var file_podd_v1_podd_proto_goTypes = []any{
 	(*CheckHostRequest)(nil),      // 65: podd.v1.CheckHostRequest
 	(*Finding)(nil),               // 66: podd.v1.Finding
 	(*CheckHostResponse)(nil),     // 67: podd.v1.CheckHostResponse
-	(*RemoveHostRequest)(nil),     // 68: podd.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),    // 69: podd.v1.RemoveHostResponse
-	(*GetTrustRequest)(nil),       // 70: podd.v1.GetTrustRequest
-	(*GetTrustResponse)(nil),      // 71: podd.v1.GetTrustResponse
-	(*CreateTokenRequest)(nil),    // 72: podd.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 73: podd.v1.CreateTokenResponse
-	(*Token)(nil),                 // 74: podd.v1.Token
-	(*ListTokensRequest)(nil),     // 75: podd.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 76: podd.v1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),    // 77: podd.v1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),   // 78: podd.v1.DeleteTokenResponse
-	(*Member)(nil),                // 79: podd.v1.Member
-	(*ListMembersRequest)(nil),    // 80: podd.v1.ListMembersRequest
-	(*ListMembersResponse)(nil),   // 81: podd.v1.ListMembersResponse
-	(*RevokeUserRequest)(nil),     // 82: podd.v1.RevokeUserRequest
-	(*RevokeUserResponse)(nil),    // 83: podd.v1.RevokeUserResponse
-	(*JoinRequest)(nil),           // 84: podd.v1.JoinRequest
-	(*JoinResponse)(nil),          // 85: podd.v1.JoinResponse
-	(*RenewRequest)(nil),          // 86: podd.v1.RenewRequest
-	(*RenewResponse)(nil),         // 87: podd.v1.RenewResponse
-	(*CheckpointPodRequest)(nil),  // 88: podd.v1.CheckpointPodRequest
-	(*CheckpointPodResponse)(nil), // 89: podd.v1.CheckpointPodResponse
-	(*RestorePodHeader)(nil),      // 90: podd.v1.RestorePodHeader
-	(*RestorePodRequest)(nil),     // 91: podd.v1.RestorePodRequest
-	(*RestorePodResponse)(nil),    // 92: podd.v1.RestorePodResponse
-	(*timestamppb.Timestamp)(nil), // 93: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 94: google.protobuf.Duration
+	(*CheckProxyRequest)(nil),     // 68: podd.v1.CheckProxyRequest
+	(*CheckProxyResponse)(nil),    // 69: podd.v1.CheckProxyResponse
+	(*RemoveHostRequest)(nil),     // 70: podd.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),    // 71: podd.v1.RemoveHostResponse
+	(*GetTrustRequest)(nil),       // 72: podd.v1.GetTrustRequest
+	(*GetTrustResponse)(nil),      // 73: podd.v1.GetTrustResponse
+	(*CreateTokenRequest)(nil),    // 74: podd.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 75: podd.v1.CreateTokenResponse
+	(*Token)(nil),                 // 76: podd.v1.Token
+	(*ListTokensRequest)(nil),     // 77: podd.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),    // 78: podd.v1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),    // 79: podd.v1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),   // 80: podd.v1.DeleteTokenResponse
+	(*Member)(nil),                // 81: podd.v1.Member
+	(*ListMembersRequest)(nil),    // 82: podd.v1.ListMembersRequest
+	(*ListMembersResponse)(nil),   // 83: podd.v1.ListMembersResponse
+	(*RevokeUserRequest)(nil),     // 84: podd.v1.RevokeUserRequest
+	(*RevokeUserResponse)(nil),    // 85: podd.v1.RevokeUserResponse
+	(*JoinRequest)(nil),           // 86: podd.v1.JoinRequest
+	(*JoinResponse)(nil),          // 87: podd.v1.JoinResponse
+	(*RenewRequest)(nil),          // 88: podd.v1.RenewRequest
+	(*RenewResponse)(nil),         // 89: podd.v1.RenewResponse
+	(*CheckpointPodRequest)(nil),  // 90: podd.v1.CheckpointPodRequest
+	(*CheckpointPodResponse)(nil), // 91: podd.v1.CheckpointPodResponse
+	(*RestorePodHeader)(nil),      // 92: podd.v1.RestorePodHeader
+	(*RestorePodRequest)(nil),     // 93: podd.v1.RestorePodRequest
+	(*RestorePodResponse)(nil),    // 94: podd.v1.RestorePodResponse
+	(*timestamppb.Timestamp)(nil), // 95: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 96: google.protobuf.Duration
 }
 var file_podd_v1_podd_proto_depIdxs = []int32{
-	0,  // 0: podd.v1.PodSpec.volumes:type_name -> podd.v1.Volume
-	1,  // 1: podd.v1.Pod.spec:type_name -> podd.v1.PodSpec
-	2,  // 2: podd.v1.Pod.binding:type_name -> podd.v1.Binding
-	93, // 3: podd.v1.Pod.created_at:type_name -> google.protobuf.Timestamp
-	93, // 4: podd.v1.Pod.started_at:type_name -> google.protobuf.Timestamp
-	93, // 5: podd.v1.Pod.stopped_at:type_name -> google.protobuf.Timestamp
-	93, // 6: podd.v1.Host.started_at:type_name -> google.protobuf.Timestamp
-	1,  // 7: podd.v1.CreatePodRequest.spec:type_name -> podd.v1.PodSpec
-	3,  // 8: podd.v1.CreatePodResponse.pod:type_name -> podd.v1.Pod
-	3,  // 9: podd.v1.ListPodsResponse.pods:type_name -> podd.v1.Pod
-	3,  // 10: podd.v1.GetPodResponse.pod:type_name -> podd.v1.Pod
-	94, // 11: podd.v1.StopPodRequest.timeout:type_name -> google.protobuf.Duration
-	19, // 12: podd.v1.LogsRequest.from:type_name -> podd.v1.OutputPosition
-	19, // 13: podd.v1.LogsResponse.position:type_name -> podd.v1.OutputPosition
-	22, // 14: podd.v1.ExecStart.window:type_name -> podd.v1.WindowSize
-	23, // 15: podd.v1.ExecRequest.start:type_name -> podd.v1.ExecStart
-	22, // 16: podd.v1.ExecRequest.window:type_name -> podd.v1.WindowSize
-	22, // 17: podd.v1.AttachStart.window:type_name -> podd.v1.WindowSize
-	19, // 18: podd.v1.AttachStart.from:type_name -> podd.v1.OutputPosition
-	26, // 19: podd.v1.AttachRequest.start:type_name -> podd.v1.AttachStart
-	22, // 20: podd.v1.AttachRequest.window:type_name -> podd.v1.WindowSize
-	19, // 21: podd.v1.AttachResponse.position:type_name -> podd.v1.OutputPosition
-	93, // 22: podd.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	30, // 23: podd.v1.ImportImageRequest.header:type_name -> podd.v1.ImportImageHeader
-	29, // 24: podd.v1.ImportImageResponse.image:type_name -> podd.v1.Image
-	29, // 25: podd.v1.ListImagesResponse.images:type_name -> podd.v1.Image
-	4,  // 26: podd.v1.ListHostsResponse.hosts:type_name -> podd.v1.Host
-	94, // 27: podd.v1.StageTime.duration:type_name -> google.protobuf.Duration
-	42, // 28: podd.v1.Receipt.stages:type_name -> podd.v1.StageTime
-	94, // 29: podd.v1.Receipt.freeze:type_name -> google.protobuf.Duration
-	94, // 30: podd.v1.Receipt.excision:type_name -> google.protobuf.Duration
-	94, // 31: podd.v1.Receipt.insertion:type_name -> google.protobuf.Duration
-	94, // 32: podd.v1.Receipt.total:type_name -> google.protobuf.Duration
-	93, // 33: podd.v1.Move.started_at:type_name -> google.protobuf.Timestamp
-	93, // 34: podd.v1.Move.ended_at:type_name -> google.protobuf.Timestamp
-	43, // 35: podd.v1.Move.receipt:type_name -> podd.v1.Receipt
-	2,  // 36: podd.v1.Move.next:type_name -> podd.v1.Binding
-	41, // 37: podd.v1.CheckMoveResponse.blockers:type_name -> podd.v1.Blocker
-	94, // 38: podd.v1.MovePodRequest.timeout:type_name -> google.protobuf.Duration
-	94, // 39: podd.v1.MovePodRequest.max_downtime:type_name -> google.protobuf.Duration
-	94, // 40: podd.v1.MovePodResponse.elapsed:type_name -> google.protobuf.Duration
-	44, // 41: podd.v1.MovePodResponse.move:type_name -> podd.v1.Move
-	44, // 42: podd.v1.ListMovesResponse.moves:type_name -> podd.v1.Move
-	44, // 43: podd.v1.GetMoveResponse.move:type_name -> podd.v1.Move
-	1,  // 44: podd.v1.CheckTargetRequest.spec:type_name -> podd.v1.PodSpec
-	54, // 45: podd.v1.CheckTargetRequest.mapped_files:type_name -> podd.v1.MappedFile
-	41, // 46: podd.v1.CheckTargetResponse.blockers:type_name -> podd.v1.Blocker
-	60, // 47: podd.v1.ListHoldsResponse.holds:type_name -> podd.v1.Hold
-	94, // 48: podd.v1.Hold.duration:type_name -> google.protobuf.Duration
-	94, // 49: podd.v1.Hold.limit:type_name -> google.protobuf.Duration
-	44, // 50: podd.v1.CancelMoveResponse.move:type_name -> podd.v1.Move
-	94, // 51: podd.v1.WaitMoveResponse.elapsed:type_name -> google.protobuf.Duration
-	44, // 52: podd.v1.WaitMoveResponse.move:type_name -> podd.v1.Move
-	66, // 53: podd.v1.CheckHostResponse.findings:type_name -> podd.v1.Finding
-	94, // 54: podd.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	93, // 55: podd.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	93, // 56: podd.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	74, // 57: podd.v1.ListTokensResponse.tokens:type_name -> podd.v1.Token
-	93, // 58: podd.v1.Member.expires_at:type_name -> google.protobuf.Timestamp
-	79, // 59: podd.v1.ListMembersResponse.members:type_name -> podd.v1.Member
-	90, // 60: podd.v1.RestorePodRequest.header:type_name -> podd.v1.RestorePodHeader
-	3,  // 61: podd.v1.RestorePodResponse.pod:type_name -> podd.v1.Pod
-	5,  // 62: podd.v1.PodService.CreatePod:input_type -> podd.v1.CreatePodRequest
-	7,  // 63: podd.v1.PodService.ListPods:input_type -> podd.v1.ListPodsRequest
-	9,  // 64: podd.v1.PodService.GetPod:input_type -> podd.v1.GetPodRequest
-	11, // 65: podd.v1.PodService.WaitPod:input_type -> podd.v1.WaitPodRequest
-	13, // 66: podd.v1.PodService.StopPod:input_type -> podd.v1.StopPodRequest
-	15, // 67: podd.v1.PodService.KillPod:input_type -> podd.v1.KillPodRequest
-	17, // 68: podd.v1.PodService.RemovePod:input_type -> podd.v1.RemovePodRequest
-	20, // 69: podd.v1.PodService.Logs:input_type -> podd.v1.LogsRequest
-	24, // 70: podd.v1.PodService.Exec:input_type -> podd.v1.ExecRequest
-	27, // 71: podd.v1.PodService.Attach:input_type -> podd.v1.AttachRequest
-	88, // 72: podd.v1.PodService.CheckpointPod:input_type -> podd.v1.CheckpointPodRequest
-	91, // 73: podd.v1.PodService.RestorePod:input_type -> podd.v1.RestorePodRequest
-	31, // 74: podd.v1.ImageService.ImportImage:input_type -> podd.v1.ImportImageRequest
-	33, // 75: podd.v1.ImageService.ListImages:input_type -> podd.v1.ListImagesRequest
-	35, // 76: podd.v1.ImageService.RemoveImage:input_type -> podd.v1.RemoveImageRequest
-	37, // 77: podd.v1.HostService.ListHosts:input_type -> podd.v1.ListHostsRequest
-	39, // 78: podd.v1.HostService.GetVersion:input_type -> podd.v1.GetVersionRequest
-	65, // 79: podd.v1.HostService.CheckHost:input_type -> podd.v1.CheckHostRequest
-	68, // 80: podd.v1.HostService.RemoveHost:input_type -> podd.v1.RemoveHostRequest
-	70, // 81: podd.v1.TrustService.GetTrust:input_type -> podd.v1.GetTrustRequest
-	72, // 82: podd.v1.TrustService.CreateToken:input_type -> podd.v1.CreateTokenRequest
-	75, // 83: podd.v1.TrustService.ListTokens:input_type -> podd.v1.ListTokensRequest
-	77, // 84: podd.v1.TrustService.DeleteToken:input_type -> podd.v1.DeleteTokenRequest
-	80, // 85: podd.v1.TrustService.ListMembers:input_type -> podd.v1.ListMembersRequest
-	82, // 86: podd.v1.TrustService.RevokeUser:input_type -> podd.v1.RevokeUserRequest
-	84, // 87: podd.v1.TrustService.Join:input_type -> podd.v1.JoinRequest
-	86, // 88: podd.v1.TrustService.Renew:input_type -> podd.v1.RenewRequest
-	45, // 89: podd.v1.MoveService.CheckMove:input_type -> podd.v1.CheckMoveRequest
-	47, // 90: podd.v1.MoveService.MovePod:input_type -> podd.v1.MovePodRequest
-	49, // 91: podd.v1.MoveService.ListMoves:input_type -> podd.v1.ListMovesRequest
-	51, // 92: podd.v1.MoveService.GetMove:input_type -> podd.v1.GetMoveRequest
-	61, // 93: podd.v1.MoveService.CancelMove:input_type -> podd.v1.CancelMoveRequest
-	63, // 94: podd.v1.MoveService.WaitMove:input_type -> podd.v1.WaitMoveRequest
-	53, // 95: podd.v1.TargetService.CheckTarget:input_type -> podd.v1.CheckTargetRequest
-	56, // 96: podd.v1.ProxyService.Hold:input_type -> podd.v1.HoldRequest
-	58, // 97: podd.v1.ProxyService.ListHolds:input_type -> podd.v1.ListHoldsRequest
-	6,  // 98: podd.v1.PodService.CreatePod:output_type -> podd.v1.CreatePodResponse
-	8,  // 99: podd.v1.PodService.ListPods:output_type -> podd.v1.ListPodsResponse
-	10, // 100: podd.v1.PodService.GetPod:output_type -> podd.v1.GetPodResponse
-	12, // 101: podd.v1.PodService.WaitPod:output_type -> podd.v1.WaitPodResponse
-	14, // 102: podd.v1.PodService.StopPod:output_type -> podd.v1.StopPodResponse
-	16, // 103: podd.v1.PodService.KillPod:output_type -> podd.v1.KillPodResponse
-	18, // 104: podd.v1.PodService.RemovePod:output_type -> podd.v1.RemovePodResponse
-	21, // 105: podd.v1.PodService.Logs:output_type -> podd.v1.LogsResponse
-	25, // 106: podd.v1.PodService.Exec:output_type -> podd.v1.ExecResponse
-	28, // 107: podd.v1.PodService.Attach:output_type -> podd.v1.AttachResponse
-	89, // 108: podd.v1.PodService.CheckpointPod:output_type -> podd.v1.CheckpointPodResponse
-	92, // 109: podd.v1.PodService.RestorePod:output_type -> podd.v1.RestorePodResponse
-	32, // 110: podd.v1.ImageService.ImportImage:output_type -> podd.v1.ImportImageResponse
-	34, // 111: podd.v1.ImageService.ListImages:output_type -> podd.v1.ListImagesResponse
-	36, // 112: podd.v1.ImageService.RemoveImage:output_type -> podd.v1.RemoveImageResponse
-	38, // 113: podd.v1.HostService.ListHosts:output_type -> podd.v1.ListHostsResponse
-	40, // 114: podd.v1.HostService.GetVersion:output_type -> podd.v1.GetVersionResponse
-	67, // 115: podd.v1.HostService.CheckHost:output_type -> podd.v1.CheckHostResponse
-	69, // 116: podd.v1.HostService.RemoveHost:output_type -> podd.v1.RemoveHostResponse
-	71, // 117: podd.v1.TrustService.GetTrust:output_type -> podd.v1.GetTrustResponse
-	73, // 118: podd.v1.TrustService.CreateToken:output_type -> podd.v1.CreateTokenResponse
-	76, // 119: podd.v1.TrustService.ListTokens:output_type -> podd.v1.ListTokensResponse
-	78, // 120: podd.v1.TrustService.DeleteToken:output_type -> podd.v1.DeleteTokenResponse
-	81, // 121: podd.v1.TrustService.ListMembers:output_type -> podd.v1.ListMembersResponse
-	83, // 122: podd.v1.TrustService.RevokeUser:output_type -> podd.v1.RevokeUserResponse
-	85, // 123: podd.v1.TrustService.Join:output_type -> podd.v1.JoinResponse
-	87, // 124: podd.v1.TrustService.Renew:output_type -> podd.v1.RenewResponse
-	46, // 125: podd.v1.MoveService.CheckMove:output_type -> podd.v1.CheckMoveResponse
-	48, // 126: podd.v1.MoveService.MovePod:output_type -> podd.v1.MovePodResponse
-	50, // 127: podd.v1.MoveService.ListMoves:output_type -> podd.v1.ListMovesResponse
-	52, // 128: podd.v1.MoveService.GetMove:output_type -> podd.v1.GetMoveResponse
-	62, // 129: podd.v1.MoveService.CancelMove:output_type -> podd.v1.CancelMoveResponse
-	64, // 130: podd.v1.MoveService.WaitMove:output_type -> podd.v1.WaitMoveResponse
-	55, // 131: podd.v1.TargetService.CheckTarget:output_type -> podd.v1.CheckTargetResponse
-	57, // 132: podd.v1.ProxyService.Hold:output_type -> podd.v1.HoldResponse
-	59, // 133: podd.v1.ProxyService.ListHolds:output_type -> podd.v1.ListHoldsResponse
-	98, // [98:134] is the sub-list for method output_type
-	62, // [62:98] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	0,   // 0: podd.v1.PodSpec.volumes:type_name -> podd.v1.Volume
+	1,   // 1: podd.v1.Pod.spec:type_name -> podd.v1.PodSpec
+	2,   // 2: podd.v1.Pod.binding:type_name -> podd.v1.Binding
+	95,  // 3: podd.v1.Pod.created_at:type_name -> google.protobuf.Timestamp
+	95,  // 4: podd.v1.Pod.started_at:type_name -> google.protobuf.Timestamp
+	95,  // 5: podd.v1.Pod.stopped_at:type_name -> google.protobuf.Timestamp
+	96,  // 6: podd.v1.Pod.held_for:type_name -> google.protobuf.Duration
+	95,  // 7: podd.v1.Host.started_at:type_name -> google.protobuf.Timestamp
+	1,   // 8: podd.v1.CreatePodRequest.spec:type_name -> podd.v1.PodSpec
+	3,   // 9: podd.v1.CreatePodResponse.pod:type_name -> podd.v1.Pod
+	3,   // 10: podd.v1.ListPodsResponse.pods:type_name -> podd.v1.Pod
+	3,   // 11: podd.v1.GetPodResponse.pod:type_name -> podd.v1.Pod
+	96,  // 12: podd.v1.StopPodRequest.timeout:type_name -> google.protobuf.Duration
+	19,  // 13: podd.v1.LogsRequest.from:type_name -> podd.v1.OutputPosition
+	19,  // 14: podd.v1.LogsResponse.position:type_name -> podd.v1.OutputPosition
+	22,  // 15: podd.v1.ExecStart.window:type_name -> podd.v1.WindowSize
+	23,  // 16: podd.v1.ExecRequest.start:type_name -> podd.v1.ExecStart
+	22,  // 17: podd.v1.ExecRequest.window:type_name -> podd.v1.WindowSize
+	22,  // 18: podd.v1.AttachStart.window:type_name -> podd.v1.WindowSize
+	19,  // 19: podd.v1.AttachStart.from:type_name -> podd.v1.OutputPosition
+	26,  // 20: podd.v1.AttachRequest.start:type_name -> podd.v1.AttachStart
+	22,  // 21: podd.v1.AttachRequest.window:type_name -> podd.v1.WindowSize
+	19,  // 22: podd.v1.AttachResponse.position:type_name -> podd.v1.OutputPosition
+	95,  // 23: podd.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	30,  // 24: podd.v1.ImportImageRequest.header:type_name -> podd.v1.ImportImageHeader
+	29,  // 25: podd.v1.ImportImageResponse.image:type_name -> podd.v1.Image
+	29,  // 26: podd.v1.ListImagesResponse.images:type_name -> podd.v1.Image
+	4,   // 27: podd.v1.ListHostsResponse.hosts:type_name -> podd.v1.Host
+	95,  // 28: podd.v1.GetVersionResponse.time:type_name -> google.protobuf.Timestamp
+	96,  // 29: podd.v1.StageTime.duration:type_name -> google.protobuf.Duration
+	42,  // 30: podd.v1.Receipt.stages:type_name -> podd.v1.StageTime
+	96,  // 31: podd.v1.Receipt.freeze:type_name -> google.protobuf.Duration
+	96,  // 32: podd.v1.Receipt.excision:type_name -> google.protobuf.Duration
+	96,  // 33: podd.v1.Receipt.insertion:type_name -> google.protobuf.Duration
+	96,  // 34: podd.v1.Receipt.total:type_name -> google.protobuf.Duration
+	95,  // 35: podd.v1.Move.started_at:type_name -> google.protobuf.Timestamp
+	95,  // 36: podd.v1.Move.ended_at:type_name -> google.protobuf.Timestamp
+	43,  // 37: podd.v1.Move.receipt:type_name -> podd.v1.Receipt
+	2,   // 38: podd.v1.Move.next:type_name -> podd.v1.Binding
+	41,  // 39: podd.v1.CheckMoveResponse.blockers:type_name -> podd.v1.Blocker
+	96,  // 40: podd.v1.MovePodRequest.timeout:type_name -> google.protobuf.Duration
+	96,  // 41: podd.v1.MovePodRequest.max_downtime:type_name -> google.protobuf.Duration
+	96,  // 42: podd.v1.MovePodResponse.elapsed:type_name -> google.protobuf.Duration
+	44,  // 43: podd.v1.MovePodResponse.move:type_name -> podd.v1.Move
+	44,  // 44: podd.v1.ListMovesResponse.moves:type_name -> podd.v1.Move
+	44,  // 45: podd.v1.GetMoveResponse.move:type_name -> podd.v1.Move
+	1,   // 46: podd.v1.CheckTargetRequest.spec:type_name -> podd.v1.PodSpec
+	54,  // 47: podd.v1.CheckTargetRequest.mapped_files:type_name -> podd.v1.MappedFile
+	41,  // 48: podd.v1.CheckTargetResponse.blockers:type_name -> podd.v1.Blocker
+	60,  // 49: podd.v1.ListHoldsResponse.holds:type_name -> podd.v1.Hold
+	95,  // 50: podd.v1.ListHoldsResponse.time:type_name -> google.protobuf.Timestamp
+	96,  // 51: podd.v1.Hold.duration:type_name -> google.protobuf.Duration
+	96,  // 52: podd.v1.Hold.limit:type_name -> google.protobuf.Duration
+	44,  // 53: podd.v1.CancelMoveResponse.move:type_name -> podd.v1.Move
+	96,  // 54: podd.v1.WaitMoveResponse.elapsed:type_name -> google.protobuf.Duration
+	44,  // 55: podd.v1.WaitMoveResponse.move:type_name -> podd.v1.Move
+	66,  // 56: podd.v1.CheckHostResponse.findings:type_name -> podd.v1.Finding
+	66,  // 57: podd.v1.CheckProxyResponse.findings:type_name -> podd.v1.Finding
+	96,  // 58: podd.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	95,  // 59: podd.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	95,  // 60: podd.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	76,  // 61: podd.v1.ListTokensResponse.tokens:type_name -> podd.v1.Token
+	95,  // 62: podd.v1.Member.expires_at:type_name -> google.protobuf.Timestamp
+	81,  // 63: podd.v1.ListMembersResponse.members:type_name -> podd.v1.Member
+	92,  // 64: podd.v1.RestorePodRequest.header:type_name -> podd.v1.RestorePodHeader
+	3,   // 65: podd.v1.RestorePodResponse.pod:type_name -> podd.v1.Pod
+	5,   // 66: podd.v1.PodService.CreatePod:input_type -> podd.v1.CreatePodRequest
+	7,   // 67: podd.v1.PodService.ListPods:input_type -> podd.v1.ListPodsRequest
+	9,   // 68: podd.v1.PodService.GetPod:input_type -> podd.v1.GetPodRequest
+	11,  // 69: podd.v1.PodService.WaitPod:input_type -> podd.v1.WaitPodRequest
+	13,  // 70: podd.v1.PodService.StopPod:input_type -> podd.v1.StopPodRequest
+	15,  // 71: podd.v1.PodService.KillPod:input_type -> podd.v1.KillPodRequest
+	17,  // 72: podd.v1.PodService.RemovePod:input_type -> podd.v1.RemovePodRequest
+	20,  // 73: podd.v1.PodService.Logs:input_type -> podd.v1.LogsRequest
+	24,  // 74: podd.v1.PodService.Exec:input_type -> podd.v1.ExecRequest
+	27,  // 75: podd.v1.PodService.Attach:input_type -> podd.v1.AttachRequest
+	90,  // 76: podd.v1.PodService.CheckpointPod:input_type -> podd.v1.CheckpointPodRequest
+	93,  // 77: podd.v1.PodService.RestorePod:input_type -> podd.v1.RestorePodRequest
+	31,  // 78: podd.v1.ImageService.ImportImage:input_type -> podd.v1.ImportImageRequest
+	33,  // 79: podd.v1.ImageService.ListImages:input_type -> podd.v1.ListImagesRequest
+	35,  // 80: podd.v1.ImageService.RemoveImage:input_type -> podd.v1.RemoveImageRequest
+	37,  // 81: podd.v1.HostService.ListHosts:input_type -> podd.v1.ListHostsRequest
+	39,  // 82: podd.v1.HostService.GetVersion:input_type -> podd.v1.GetVersionRequest
+	65,  // 83: podd.v1.HostService.CheckHost:input_type -> podd.v1.CheckHostRequest
+	70,  // 84: podd.v1.HostService.RemoveHost:input_type -> podd.v1.RemoveHostRequest
+	72,  // 85: podd.v1.TrustService.GetTrust:input_type -> podd.v1.GetTrustRequest
+	74,  // 86: podd.v1.TrustService.CreateToken:input_type -> podd.v1.CreateTokenRequest
+	77,  // 87: podd.v1.TrustService.ListTokens:input_type -> podd.v1.ListTokensRequest
+	79,  // 88: podd.v1.TrustService.DeleteToken:input_type -> podd.v1.DeleteTokenRequest
+	82,  // 89: podd.v1.TrustService.ListMembers:input_type -> podd.v1.ListMembersRequest
+	84,  // 90: podd.v1.TrustService.RevokeUser:input_type -> podd.v1.RevokeUserRequest
+	86,  // 91: podd.v1.TrustService.Join:input_type -> podd.v1.JoinRequest
+	88,  // 92: podd.v1.TrustService.Renew:input_type -> podd.v1.RenewRequest
+	45,  // 93: podd.v1.MoveService.CheckMove:input_type -> podd.v1.CheckMoveRequest
+	47,  // 94: podd.v1.MoveService.MovePod:input_type -> podd.v1.MovePodRequest
+	49,  // 95: podd.v1.MoveService.ListMoves:input_type -> podd.v1.ListMovesRequest
+	51,  // 96: podd.v1.MoveService.GetMove:input_type -> podd.v1.GetMoveRequest
+	61,  // 97: podd.v1.MoveService.CancelMove:input_type -> podd.v1.CancelMoveRequest
+	63,  // 98: podd.v1.MoveService.WaitMove:input_type -> podd.v1.WaitMoveRequest
+	53,  // 99: podd.v1.TargetService.CheckTarget:input_type -> podd.v1.CheckTargetRequest
+	56,  // 100: podd.v1.ProxyService.Hold:input_type -> podd.v1.HoldRequest
+	58,  // 101: podd.v1.ProxyService.ListHolds:input_type -> podd.v1.ListHoldsRequest
+	68,  // 102: podd.v1.ProxyService.CheckProxy:input_type -> podd.v1.CheckProxyRequest
+	6,   // 103: podd.v1.PodService.CreatePod:output_type -> podd.v1.CreatePodResponse
+	8,   // 104: podd.v1.PodService.ListPods:output_type -> podd.v1.ListPodsResponse
+	10,  // 105: podd.v1.PodService.GetPod:output_type -> podd.v1.GetPodResponse
+	12,  // 106: podd.v1.PodService.WaitPod:output_type -> podd.v1.WaitPodResponse
+	14,  // 107: podd.v1.PodService.StopPod:output_type -> podd.v1.StopPodResponse
+	16,  // 108: podd.v1.PodService.KillPod:output_type -> podd.v1.KillPodResponse
+	18,  // 109: podd.v1.PodService.RemovePod:output_type -> podd.v1.RemovePodResponse
+	21,  // 110: podd.v1.PodService.Logs:output_type -> podd.v1.LogsResponse
+	25,  // 111: podd.v1.PodService.Exec:output_type -> podd.v1.ExecResponse
+	28,  // 112: podd.v1.PodService.Attach:output_type -> podd.v1.AttachResponse
+	91,  // 113: podd.v1.PodService.CheckpointPod:output_type -> podd.v1.CheckpointPodResponse
+	94,  // 114: podd.v1.PodService.RestorePod:output_type -> podd.v1.RestorePodResponse
+	32,  // 115: podd.v1.ImageService.ImportImage:output_type -> podd.v1.ImportImageResponse
+	34,  // 116: podd.v1.ImageService.ListImages:output_type -> podd.v1.ListImagesResponse
+	36,  // 117: podd.v1.ImageService.RemoveImage:output_type -> podd.v1.RemoveImageResponse
+	38,  // 118: podd.v1.HostService.ListHosts:output_type -> podd.v1.ListHostsResponse
+	40,  // 119: podd.v1.HostService.GetVersion:output_type -> podd.v1.GetVersionResponse
+	67,  // 120: podd.v1.HostService.CheckHost:output_type -> podd.v1.CheckHostResponse
+	71,  // 121: podd.v1.HostService.RemoveHost:output_type -> podd.v1.RemoveHostResponse
+	73,  // 122: podd.v1.TrustService.GetTrust:output_type -> podd.v1.GetTrustResponse
+	75,  // 123: podd.v1.TrustService.CreateToken:output_type -> podd.v1.CreateTokenResponse
+	78,  // 124: podd.v1.TrustService.ListTokens:output_type -> podd.v1.ListTokensResponse
+	80,  // 125: podd.v1.TrustService.DeleteToken:output_type -> podd.v1.DeleteTokenResponse
+	83,  // 126: podd.v1.TrustService.ListMembers:output_type -> podd.v1.ListMembersResponse
+	85,  // 127: podd.v1.TrustService.RevokeUser:output_type -> podd.v1.RevokeUserResponse
+	87,  // 128: podd.v1.TrustService.Join:output_type -> podd.v1.JoinResponse
+	89,  // 129: podd.v1.TrustService.Renew:output_type -> podd.v1.RenewResponse
+	46,  // 130: podd.v1.MoveService.CheckMove:output_type -> podd.v1.CheckMoveResponse
+	48,  // 131: podd.v1.MoveService.MovePod:output_type -> podd.v1.MovePodResponse
+	50,  // 132: podd.v1.MoveService.ListMoves:output_type -> podd.v1.ListMovesResponse
+	52,  // 133: podd.v1.MoveService.GetMove:output_type -> podd.v1.GetMoveResponse
+	62,  // 134: podd.v1.MoveService.CancelMove:output_type -> podd.v1.CancelMoveResponse
+	64,  // 135: podd.v1.MoveService.WaitMove:output_type -> podd.v1.WaitMoveResponse
+	55,  // 136: podd.v1.TargetService.CheckTarget:output_type -> podd.v1.CheckTargetResponse
+	57,  // 137: podd.v1.ProxyService.Hold:output_type -> podd.v1.HoldResponse
+	59,  // 138: podd.v1.ProxyService.ListHolds:output_type -> podd.v1.ListHoldsResponse
+	69,  // 139: podd.v1.ProxyService.CheckProxy:output_type -> podd.v1.CheckProxyResponse
+	103, // [103:140] is the sub-list for method output_type
+	66,  // [66:103] is the sub-list for method input_type
+	66,  // [66:66] is the sub-list for extension type_name
+	66,  // [66:66] is the sub-list for extension extendee
+	0,   // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_podd_v1_podd_proto_init() }
@@ -6564,7 +6707,7 @@ func file_podd_v1_podd_proto_init() {
 		(*ImportImageRequest_Header)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_podd_v1_podd_proto_msgTypes[91].OneofWrappers = []any{
+	file_podd_v1_podd_proto_msgTypes[93].OneofWrappers = []any{
 		(*RestorePodRequest_Header)(nil),
 		(*RestorePodRequest_Data)(nil),
 	}
@@ -6574,7 +6717,7 @@ func file_podd_v1_podd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_podd_v1_podd_proto_rawDesc), len(file_podd_v1_podd_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   93,
+			NumMessages:   95,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -126,6 +126,8 @@ const (
 	ProxyServiceHoldProcedure = "/podd.v1.ProxyService/Hold"
 	// ProxyServiceListHoldsProcedure is the fully-qualified name of the ProxyService's ListHolds RPC.
 	ProxyServiceListHoldsProcedure = "/podd.v1.ProxyService/ListHolds"
+	// ProxyServiceCheckProxyProcedure is the fully-qualified name of the ProxyService's CheckProxy RPC.
+	ProxyServiceCheckProxyProcedure = "/podd.v1.ProxyService/CheckProxy"
 )
 
 // PodServiceClient is a client for the podd.v1.PodService service.
@@ -1349,6 +1351,8 @@ type ProxyServiceClient interface {
 	Hold(context.Context, *connect.Request[v1.HoldRequest]) (*connect.Response[v1.HoldResponse], error)
 	// ListHolds tells which pods' packets are queued at this moment.
 	ListHolds(context.Context, *connect.Request[v1.ListHoldsRequest]) (*connect.Response[v1.ListHoldsResponse], error)
+	// CheckProxy looks for what is wrong at the proxy, as CheckHost does on a host.
+	CheckProxy(context.Context, *connect.Request[v1.CheckProxyRequest]) (*connect.Response[v1.CheckProxyResponse], error)
 }
 
 // NewProxyServiceClient constructs a client for the podd.v1.ProxyService service. By default, it
@@ -1374,13 +1378,20 @@ func NewProxyServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(proxyServiceMethods.ByName("ListHolds")),
 			connect.WithClientOptions(opts...),
 		),
+		checkProxy: connect.NewClient[v1.CheckProxyRequest, v1.CheckProxyResponse](
+			httpClient,
+			baseURL+ProxyServiceCheckProxyProcedure,
+			connect.WithSchema(proxyServiceMethods.ByName("CheckProxy")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // proxyServiceClient implements ProxyServiceClient.
 type proxyServiceClient struct {
-	hold      *connect.Client[v1.HoldRequest, v1.HoldResponse]
-	listHolds *connect.Client[v1.ListHoldsRequest, v1.ListHoldsResponse]
+	hold       *connect.Client[v1.HoldRequest, v1.HoldResponse]
+	listHolds  *connect.Client[v1.ListHoldsRequest, v1.ListHoldsResponse]
+	checkProxy *connect.Client[v1.CheckProxyRequest, v1.CheckProxyResponse]
 }
 
 // Hold calls podd.v1.ProxyService.Hold.
@@ -1393,6 +1404,11 @@ func (c *proxyServiceClient) ListHolds(ctx context.Context, req *connect.Request
 	return c.listHolds.CallUnary(ctx, req)
 }
 
+// CheckProxy calls podd.v1.ProxyService.CheckProxy.
+func (c *proxyServiceClient) CheckProxy(ctx context.Context, req *connect.Request[v1.CheckProxyRequest]) (*connect.Response[v1.CheckProxyResponse], error) {
+	return c.checkProxy.CallUnary(ctx, req)
+}
+
 // ProxyServiceHandler is an implementation of the podd.v1.ProxyService service.
 type ProxyServiceHandler interface {
 	// Hold makes the proxy queue a moving pod's packets instead of delivering
@@ -1400,6 +1416,8 @@ type ProxyServiceHandler interface {
 	Hold(context.Context, *connect.Request[v1.HoldRequest]) (*connect.Response[v1.HoldResponse], error)
 	// ListHolds tells which pods' packets are queued at this moment.
 	ListHolds(context.Context, *connect.Request[v1.ListHoldsRequest]) (*connect.Response[v1.ListHoldsResponse], error)
+	// CheckProxy looks for what is wrong at the proxy, as CheckHost does on a host.
+	CheckProxy(context.Context, *connect.Request[v1.CheckProxyRequest]) (*connect.Response[v1.CheckProxyResponse], error)
 }
 
 // NewProxyServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1421,12 +1439,20 @@ func NewProxyServiceHandler(svc ProxyServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(proxyServiceMethods.ByName("ListHolds")),
 		connect.WithHandlerOptions(opts...),
 	)
+	proxyServiceCheckProxyHandler := connect.NewUnaryHandler(
+		ProxyServiceCheckProxyProcedure,
+		svc.CheckProxy,
+		connect.WithSchema(proxyServiceMethods.ByName("CheckProxy")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/podd.v1.ProxyService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ProxyServiceHoldProcedure:
 			proxyServiceHoldHandler.ServeHTTP(w, r)
 		case ProxyServiceListHoldsProcedure:
 			proxyServiceListHoldsHandler.ServeHTTP(w, r)
+		case ProxyServiceCheckProxyProcedure:
+			proxyServiceCheckProxyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1442,4 +1468,8 @@ func (UnimplementedProxyServiceHandler) Hold(context.Context, *connect.Request[v
 
 func (UnimplementedProxyServiceHandler) ListHolds(context.Context, *connect.Request[v1.ListHoldsRequest]) (*connect.Response[v1.ListHoldsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.ProxyService.ListHolds is not implemented"))
+}
+
+func (UnimplementedProxyServiceHandler) CheckProxy(context.Context, *connect.Request[v1.CheckProxyRequest]) (*connect.Response[v1.CheckProxyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.ProxyService.CheckProxy is not implemented"))
 }
