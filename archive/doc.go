@@ -25,8 +25,8 @@
 // The signature covers the header, and by the digests in it the plaintext of
 // every member. It does not cover the encryption, so a file can be encrypted
 // anew for another recipient (Reseal) by whoever can read it and stays
-// authentic. The digests are of plaintext, but of members that hold secrets of
-// high entropy besides what might be guessed; they do not help to find it.
+// authentic. Digests of plaintext would let somebody who guesses a small member
+// confirm it, so the writer puts a random value into each that could be guessed.
 //
 // # Reading what is not trusted
 //
