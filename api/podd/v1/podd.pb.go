@@ -5703,9 +5703,13 @@ func (x *CheckpointPodRequest) GetOnlyRecipients() bool {
 type CheckpointPodResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Data  []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
-	// Stage and total_bytes report progress.
-	Stage         string `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
-	TotalBytes    int64  `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// Stage, bytes and total_bytes report progress. When all data was sent the
+	// stage is "confirm".
+	Stage      string `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	TotalBytes int64  `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// ID is for ConfirmCheckpoint.
+	Id            string `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
+	Bytes         int64  `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5761,6 +5765,108 @@ func (x *CheckpointPodResponse) GetTotalBytes() int64 {
 	return 0
 }
 
+func (x *CheckpointPodResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CheckpointPodResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type ConfirmCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pod           string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmCheckpointRequest) Reset() {
+	*x = ConfirmCheckpointRequest{}
+	mi := &file_podd_v1_podd_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmCheckpointRequest) ProtoMessage() {}
+
+func (x *ConfirmCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *ConfirmCheckpointRequest) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *ConfirmCheckpointRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ConfirmCheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmCheckpointResponse) Reset() {
+	*x = ConfirmCheckpointResponse{}
+	mi := &file_podd_v1_podd_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmCheckpointResponse) ProtoMessage() {}
+
+func (x *ConfirmCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*ConfirmCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{93}
+}
+
 type RestorePodHeader struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Host to restore on; empty means the podd that is asked.
@@ -5775,7 +5881,7 @@ type RestorePodHeader struct {
 
 func (x *RestorePodHeader) Reset() {
 	*x = RestorePodHeader{}
-	mi := &file_podd_v1_podd_proto_msgTypes[92]
+	mi := &file_podd_v1_podd_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5787,7 +5893,7 @@ func (x *RestorePodHeader) String() string {
 func (*RestorePodHeader) ProtoMessage() {}
 
 func (x *RestorePodHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[92]
+	mi := &file_podd_v1_podd_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5800,7 +5906,7 @@ func (x *RestorePodHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestorePodHeader.ProtoReflect.Descriptor instead.
 func (*RestorePodHeader) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{92}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *RestorePodHeader) GetHost() string {
@@ -5837,7 +5943,7 @@ type RestorePodRequest struct {
 
 func (x *RestorePodRequest) Reset() {
 	*x = RestorePodRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[93]
+	mi := &file_podd_v1_podd_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5849,7 +5955,7 @@ func (x *RestorePodRequest) String() string {
 func (*RestorePodRequest) ProtoMessage() {}
 
 func (x *RestorePodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[93]
+	mi := &file_podd_v1_podd_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5862,7 +5968,7 @@ func (x *RestorePodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestorePodRequest.ProtoReflect.Descriptor instead.
 func (*RestorePodRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{93}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RestorePodRequest) GetRequest() isRestorePodRequest_Request {
@@ -5915,7 +6021,7 @@ type RestorePodResponse struct {
 
 func (x *RestorePodResponse) Reset() {
 	*x = RestorePodResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[94]
+	mi := &file_podd_v1_podd_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5927,7 +6033,7 @@ func (x *RestorePodResponse) String() string {
 func (*RestorePodResponse) ProtoMessage() {}
 
 func (x *RestorePodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[94]
+	mi := &file_podd_v1_podd_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5940,7 +6046,7 @@ func (x *RestorePodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestorePodResponse.ProtoReflect.Descriptor instead.
 func (*RestorePodResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{94}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RestorePodResponse) GetPod() *Pod {
@@ -6343,12 +6449,18 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\n" +
 	"recipients\x18\x03 \x03(\tR\n" +
 	"recipients\x12'\n" +
-	"\x0fonly_recipients\x18\x04 \x01(\bR\x0eonlyRecipients\"b\n" +
+	"\x0fonly_recipients\x18\x04 \x01(\bR\x0eonlyRecipients\"\x88\x01\n" +
 	"\x15CheckpointPodResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x1f\n" +
 	"\vtotal_bytes\x18\x03 \x01(\x03R\n" +
-	"totalBytes\"h\n" +
+	"totalBytes\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\"<\n" +
+	"\x18ConfirmCheckpointRequest\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\x1b\n" +
+	"\x19ConfirmCheckpointResponse\"h\n" +
 	"\x10RestorePodHeader\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12,\n" +
@@ -6358,7 +6470,7 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\t\n" +
 	"\arequest\"4\n" +
 	"\x12RestorePodResponse\x12\x1e\n" +
-	"\x03pod\x18\x01 \x01(\v2\f.podd.v1.PodR\x03pod2\x94\x06\n" +
+	"\x03pod\x18\x01 \x01(\v2\f.podd.v1.PodR\x03pod2\xf0\x06\n" +
 	"\n" +
 	"PodService\x12B\n" +
 	"\tCreatePod\x12\x19.podd.v1.CreatePodRequest\x1a\x1a.podd.v1.CreatePodResponse\x12?\n" +
@@ -6371,7 +6483,8 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\x04Logs\x12\x14.podd.v1.LogsRequest\x1a\x15.podd.v1.LogsResponse0\x01\x127\n" +
 	"\x04Exec\x12\x14.podd.v1.ExecRequest\x1a\x15.podd.v1.ExecResponse(\x010\x01\x12=\n" +
 	"\x06Attach\x12\x16.podd.v1.AttachRequest\x1a\x17.podd.v1.AttachResponse(\x010\x01\x12P\n" +
-	"\rCheckpointPod\x12\x1d.podd.v1.CheckpointPodRequest\x1a\x1e.podd.v1.CheckpointPodResponse0\x01\x12G\n" +
+	"\rCheckpointPod\x12\x1d.podd.v1.CheckpointPodRequest\x1a\x1e.podd.v1.CheckpointPodResponse0\x01\x12Z\n" +
+	"\x11ConfirmCheckpoint\x12!.podd.v1.ConfirmCheckpointRequest\x1a\".podd.v1.ConfirmCheckpointResponse\x12G\n" +
 	"\n" +
 	"RestorePod\x12\x1a.podd.v1.RestorePodRequest\x1a\x1b.podd.v1.RestorePodResponse(\x012\xeb\x01\n" +
 	"\fImageService\x12J\n" +
@@ -6425,120 +6538,122 @@ func file_podd_v1_podd_proto_rawDescGZIP() []byte {
 	return file_podd_v1_podd_proto_rawDescData
 }
 
-var file_podd_v1_podd_proto_msgTypes = make([]protoimpl.MessageInfo, 95)
+var file_podd_v1_podd_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
 var file_podd_v1_podd_proto_goTypes = []any{
-	(*Volume)(nil),                // 0: podd.v1.Volume
-	(*PodSpec)(nil),               // 1: podd.v1.PodSpec
-	(*Binding)(nil),               // 2: podd.v1.Binding
-	(*Pod)(nil),                   // 3: podd.v1.Pod
-	(*Host)(nil),                  // 4: podd.v1.Host
-	(*CreatePodRequest)(nil),      // 5: podd.v1.CreatePodRequest
-	(*CreatePodResponse)(nil),     // 6: podd.v1.CreatePodResponse
-	(*ListPodsRequest)(nil),       // 7: podd.v1.ListPodsRequest
-	(*ListPodsResponse)(nil),      // 8: podd.v1.ListPodsResponse
-	(*GetPodRequest)(nil),         // 9: podd.v1.GetPodRequest
-	(*GetPodResponse)(nil),        // 10: podd.v1.GetPodResponse
-	(*WaitPodRequest)(nil),        // 11: podd.v1.WaitPodRequest
-	(*WaitPodResponse)(nil),       // 12: podd.v1.WaitPodResponse
-	(*StopPodRequest)(nil),        // 13: podd.v1.StopPodRequest
-	(*StopPodResponse)(nil),       // 14: podd.v1.StopPodResponse
-	(*KillPodRequest)(nil),        // 15: podd.v1.KillPodRequest
-	(*KillPodResponse)(nil),       // 16: podd.v1.KillPodResponse
-	(*RemovePodRequest)(nil),      // 17: podd.v1.RemovePodRequest
-	(*RemovePodResponse)(nil),     // 18: podd.v1.RemovePodResponse
-	(*OutputPosition)(nil),        // 19: podd.v1.OutputPosition
-	(*LogsRequest)(nil),           // 20: podd.v1.LogsRequest
-	(*LogsResponse)(nil),          // 21: podd.v1.LogsResponse
-	(*WindowSize)(nil),            // 22: podd.v1.WindowSize
-	(*ExecStart)(nil),             // 23: podd.v1.ExecStart
-	(*ExecRequest)(nil),           // 24: podd.v1.ExecRequest
-	(*ExecResponse)(nil),          // 25: podd.v1.ExecResponse
-	(*AttachStart)(nil),           // 26: podd.v1.AttachStart
-	(*AttachRequest)(nil),         // 27: podd.v1.AttachRequest
-	(*AttachResponse)(nil),        // 28: podd.v1.AttachResponse
-	(*Image)(nil),                 // 29: podd.v1.Image
-	(*ImportImageHeader)(nil),     // 30: podd.v1.ImportImageHeader
-	(*ImportImageRequest)(nil),    // 31: podd.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),   // 32: podd.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),     // 33: podd.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 34: podd.v1.ListImagesResponse
-	(*RemoveImageRequest)(nil),    // 35: podd.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 36: podd.v1.RemoveImageResponse
-	(*ListHostsRequest)(nil),      // 37: podd.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 38: podd.v1.ListHostsResponse
-	(*GetVersionRequest)(nil),     // 39: podd.v1.GetVersionRequest
-	(*GetVersionResponse)(nil),    // 40: podd.v1.GetVersionResponse
-	(*Blocker)(nil),               // 41: podd.v1.Blocker
-	(*StageTime)(nil),             // 42: podd.v1.StageTime
-	(*Receipt)(nil),               // 43: podd.v1.Receipt
-	(*Move)(nil),                  // 44: podd.v1.Move
-	(*CheckMoveRequest)(nil),      // 45: podd.v1.CheckMoveRequest
-	(*CheckMoveResponse)(nil),     // 46: podd.v1.CheckMoveResponse
-	(*MovePodRequest)(nil),        // 47: podd.v1.MovePodRequest
-	(*MovePodResponse)(nil),       // 48: podd.v1.MovePodResponse
-	(*ListMovesRequest)(nil),      // 49: podd.v1.ListMovesRequest
-	(*ListMovesResponse)(nil),     // 50: podd.v1.ListMovesResponse
-	(*GetMoveRequest)(nil),        // 51: podd.v1.GetMoveRequest
-	(*GetMoveResponse)(nil),       // 52: podd.v1.GetMoveResponse
-	(*CheckTargetRequest)(nil),    // 53: podd.v1.CheckTargetRequest
-	(*MappedFile)(nil),            // 54: podd.v1.MappedFile
-	(*CheckTargetResponse)(nil),   // 55: podd.v1.CheckTargetResponse
-	(*HoldRequest)(nil),           // 56: podd.v1.HoldRequest
-	(*HoldResponse)(nil),          // 57: podd.v1.HoldResponse
-	(*ListHoldsRequest)(nil),      // 58: podd.v1.ListHoldsRequest
-	(*ListHoldsResponse)(nil),     // 59: podd.v1.ListHoldsResponse
-	(*Hold)(nil),                  // 60: podd.v1.Hold
-	(*CancelMoveRequest)(nil),     // 61: podd.v1.CancelMoveRequest
-	(*CancelMoveResponse)(nil),    // 62: podd.v1.CancelMoveResponse
-	(*WaitMoveRequest)(nil),       // 63: podd.v1.WaitMoveRequest
-	(*WaitMoveResponse)(nil),      // 64: podd.v1.WaitMoveResponse
-	(*CheckHostRequest)(nil),      // 65: podd.v1.CheckHostRequest
-	(*Finding)(nil),               // 66: podd.v1.Finding
-	(*CheckHostResponse)(nil),     // 67: podd.v1.CheckHostResponse
-	(*CheckProxyRequest)(nil),     // 68: podd.v1.CheckProxyRequest
-	(*CheckProxyResponse)(nil),    // 69: podd.v1.CheckProxyResponse
-	(*RemoveHostRequest)(nil),     // 70: podd.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),    // 71: podd.v1.RemoveHostResponse
-	(*GetTrustRequest)(nil),       // 72: podd.v1.GetTrustRequest
-	(*GetTrustResponse)(nil),      // 73: podd.v1.GetTrustResponse
-	(*CreateTokenRequest)(nil),    // 74: podd.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 75: podd.v1.CreateTokenResponse
-	(*Token)(nil),                 // 76: podd.v1.Token
-	(*ListTokensRequest)(nil),     // 77: podd.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 78: podd.v1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),    // 79: podd.v1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),   // 80: podd.v1.DeleteTokenResponse
-	(*Member)(nil),                // 81: podd.v1.Member
-	(*ListMembersRequest)(nil),    // 82: podd.v1.ListMembersRequest
-	(*ListMembersResponse)(nil),   // 83: podd.v1.ListMembersResponse
-	(*RevokeUserRequest)(nil),     // 84: podd.v1.RevokeUserRequest
-	(*RevokeUserResponse)(nil),    // 85: podd.v1.RevokeUserResponse
-	(*JoinRequest)(nil),           // 86: podd.v1.JoinRequest
-	(*JoinResponse)(nil),          // 87: podd.v1.JoinResponse
-	(*RenewRequest)(nil),          // 88: podd.v1.RenewRequest
-	(*RenewResponse)(nil),         // 89: podd.v1.RenewResponse
-	(*CheckpointPodRequest)(nil),  // 90: podd.v1.CheckpointPodRequest
-	(*CheckpointPodResponse)(nil), // 91: podd.v1.CheckpointPodResponse
-	(*RestorePodHeader)(nil),      // 92: podd.v1.RestorePodHeader
-	(*RestorePodRequest)(nil),     // 93: podd.v1.RestorePodRequest
-	(*RestorePodResponse)(nil),    // 94: podd.v1.RestorePodResponse
-	(*timestamppb.Timestamp)(nil), // 95: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 96: google.protobuf.Duration
+	(*Volume)(nil),                    // 0: podd.v1.Volume
+	(*PodSpec)(nil),                   // 1: podd.v1.PodSpec
+	(*Binding)(nil),                   // 2: podd.v1.Binding
+	(*Pod)(nil),                       // 3: podd.v1.Pod
+	(*Host)(nil),                      // 4: podd.v1.Host
+	(*CreatePodRequest)(nil),          // 5: podd.v1.CreatePodRequest
+	(*CreatePodResponse)(nil),         // 6: podd.v1.CreatePodResponse
+	(*ListPodsRequest)(nil),           // 7: podd.v1.ListPodsRequest
+	(*ListPodsResponse)(nil),          // 8: podd.v1.ListPodsResponse
+	(*GetPodRequest)(nil),             // 9: podd.v1.GetPodRequest
+	(*GetPodResponse)(nil),            // 10: podd.v1.GetPodResponse
+	(*WaitPodRequest)(nil),            // 11: podd.v1.WaitPodRequest
+	(*WaitPodResponse)(nil),           // 12: podd.v1.WaitPodResponse
+	(*StopPodRequest)(nil),            // 13: podd.v1.StopPodRequest
+	(*StopPodResponse)(nil),           // 14: podd.v1.StopPodResponse
+	(*KillPodRequest)(nil),            // 15: podd.v1.KillPodRequest
+	(*KillPodResponse)(nil),           // 16: podd.v1.KillPodResponse
+	(*RemovePodRequest)(nil),          // 17: podd.v1.RemovePodRequest
+	(*RemovePodResponse)(nil),         // 18: podd.v1.RemovePodResponse
+	(*OutputPosition)(nil),            // 19: podd.v1.OutputPosition
+	(*LogsRequest)(nil),               // 20: podd.v1.LogsRequest
+	(*LogsResponse)(nil),              // 21: podd.v1.LogsResponse
+	(*WindowSize)(nil),                // 22: podd.v1.WindowSize
+	(*ExecStart)(nil),                 // 23: podd.v1.ExecStart
+	(*ExecRequest)(nil),               // 24: podd.v1.ExecRequest
+	(*ExecResponse)(nil),              // 25: podd.v1.ExecResponse
+	(*AttachStart)(nil),               // 26: podd.v1.AttachStart
+	(*AttachRequest)(nil),             // 27: podd.v1.AttachRequest
+	(*AttachResponse)(nil),            // 28: podd.v1.AttachResponse
+	(*Image)(nil),                     // 29: podd.v1.Image
+	(*ImportImageHeader)(nil),         // 30: podd.v1.ImportImageHeader
+	(*ImportImageRequest)(nil),        // 31: podd.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),       // 32: podd.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),         // 33: podd.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),        // 34: podd.v1.ListImagesResponse
+	(*RemoveImageRequest)(nil),        // 35: podd.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),       // 36: podd.v1.RemoveImageResponse
+	(*ListHostsRequest)(nil),          // 37: podd.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),         // 38: podd.v1.ListHostsResponse
+	(*GetVersionRequest)(nil),         // 39: podd.v1.GetVersionRequest
+	(*GetVersionResponse)(nil),        // 40: podd.v1.GetVersionResponse
+	(*Blocker)(nil),                   // 41: podd.v1.Blocker
+	(*StageTime)(nil),                 // 42: podd.v1.StageTime
+	(*Receipt)(nil),                   // 43: podd.v1.Receipt
+	(*Move)(nil),                      // 44: podd.v1.Move
+	(*CheckMoveRequest)(nil),          // 45: podd.v1.CheckMoveRequest
+	(*CheckMoveResponse)(nil),         // 46: podd.v1.CheckMoveResponse
+	(*MovePodRequest)(nil),            // 47: podd.v1.MovePodRequest
+	(*MovePodResponse)(nil),           // 48: podd.v1.MovePodResponse
+	(*ListMovesRequest)(nil),          // 49: podd.v1.ListMovesRequest
+	(*ListMovesResponse)(nil),         // 50: podd.v1.ListMovesResponse
+	(*GetMoveRequest)(nil),            // 51: podd.v1.GetMoveRequest
+	(*GetMoveResponse)(nil),           // 52: podd.v1.GetMoveResponse
+	(*CheckTargetRequest)(nil),        // 53: podd.v1.CheckTargetRequest
+	(*MappedFile)(nil),                // 54: podd.v1.MappedFile
+	(*CheckTargetResponse)(nil),       // 55: podd.v1.CheckTargetResponse
+	(*HoldRequest)(nil),               // 56: podd.v1.HoldRequest
+	(*HoldResponse)(nil),              // 57: podd.v1.HoldResponse
+	(*ListHoldsRequest)(nil),          // 58: podd.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),         // 59: podd.v1.ListHoldsResponse
+	(*Hold)(nil),                      // 60: podd.v1.Hold
+	(*CancelMoveRequest)(nil),         // 61: podd.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),        // 62: podd.v1.CancelMoveResponse
+	(*WaitMoveRequest)(nil),           // 63: podd.v1.WaitMoveRequest
+	(*WaitMoveResponse)(nil),          // 64: podd.v1.WaitMoveResponse
+	(*CheckHostRequest)(nil),          // 65: podd.v1.CheckHostRequest
+	(*Finding)(nil),                   // 66: podd.v1.Finding
+	(*CheckHostResponse)(nil),         // 67: podd.v1.CheckHostResponse
+	(*CheckProxyRequest)(nil),         // 68: podd.v1.CheckProxyRequest
+	(*CheckProxyResponse)(nil),        // 69: podd.v1.CheckProxyResponse
+	(*RemoveHostRequest)(nil),         // 70: podd.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 71: podd.v1.RemoveHostResponse
+	(*GetTrustRequest)(nil),           // 72: podd.v1.GetTrustRequest
+	(*GetTrustResponse)(nil),          // 73: podd.v1.GetTrustResponse
+	(*CreateTokenRequest)(nil),        // 74: podd.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),       // 75: podd.v1.CreateTokenResponse
+	(*Token)(nil),                     // 76: podd.v1.Token
+	(*ListTokensRequest)(nil),         // 77: podd.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 78: podd.v1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),        // 79: podd.v1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),       // 80: podd.v1.DeleteTokenResponse
+	(*Member)(nil),                    // 81: podd.v1.Member
+	(*ListMembersRequest)(nil),        // 82: podd.v1.ListMembersRequest
+	(*ListMembersResponse)(nil),       // 83: podd.v1.ListMembersResponse
+	(*RevokeUserRequest)(nil),         // 84: podd.v1.RevokeUserRequest
+	(*RevokeUserResponse)(nil),        // 85: podd.v1.RevokeUserResponse
+	(*JoinRequest)(nil),               // 86: podd.v1.JoinRequest
+	(*JoinResponse)(nil),              // 87: podd.v1.JoinResponse
+	(*RenewRequest)(nil),              // 88: podd.v1.RenewRequest
+	(*RenewResponse)(nil),             // 89: podd.v1.RenewResponse
+	(*CheckpointPodRequest)(nil),      // 90: podd.v1.CheckpointPodRequest
+	(*CheckpointPodResponse)(nil),     // 91: podd.v1.CheckpointPodResponse
+	(*ConfirmCheckpointRequest)(nil),  // 92: podd.v1.ConfirmCheckpointRequest
+	(*ConfirmCheckpointResponse)(nil), // 93: podd.v1.ConfirmCheckpointResponse
+	(*RestorePodHeader)(nil),          // 94: podd.v1.RestorePodHeader
+	(*RestorePodRequest)(nil),         // 95: podd.v1.RestorePodRequest
+	(*RestorePodResponse)(nil),        // 96: podd.v1.RestorePodResponse
+	(*timestamppb.Timestamp)(nil),     // 97: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 98: google.protobuf.Duration
 }
 var file_podd_v1_podd_proto_depIdxs = []int32{
 	0,   // 0: podd.v1.PodSpec.volumes:type_name -> podd.v1.Volume
 	1,   // 1: podd.v1.Pod.spec:type_name -> podd.v1.PodSpec
 	2,   // 2: podd.v1.Pod.binding:type_name -> podd.v1.Binding
-	95,  // 3: podd.v1.Pod.created_at:type_name -> google.protobuf.Timestamp
-	95,  // 4: podd.v1.Pod.started_at:type_name -> google.protobuf.Timestamp
-	95,  // 5: podd.v1.Pod.stopped_at:type_name -> google.protobuf.Timestamp
-	96,  // 6: podd.v1.Pod.held_for:type_name -> google.protobuf.Duration
-	95,  // 7: podd.v1.Host.started_at:type_name -> google.protobuf.Timestamp
+	97,  // 3: podd.v1.Pod.created_at:type_name -> google.protobuf.Timestamp
+	97,  // 4: podd.v1.Pod.started_at:type_name -> google.protobuf.Timestamp
+	97,  // 5: podd.v1.Pod.stopped_at:type_name -> google.protobuf.Timestamp
+	98,  // 6: podd.v1.Pod.held_for:type_name -> google.protobuf.Duration
+	97,  // 7: podd.v1.Host.started_at:type_name -> google.protobuf.Timestamp
 	1,   // 8: podd.v1.CreatePodRequest.spec:type_name -> podd.v1.PodSpec
 	3,   // 9: podd.v1.CreatePodResponse.pod:type_name -> podd.v1.Pod
 	3,   // 10: podd.v1.ListPodsResponse.pods:type_name -> podd.v1.Pod
 	3,   // 11: podd.v1.GetPodResponse.pod:type_name -> podd.v1.Pod
-	96,  // 12: podd.v1.StopPodRequest.timeout:type_name -> google.protobuf.Duration
+	98,  // 12: podd.v1.StopPodRequest.timeout:type_name -> google.protobuf.Duration
 	19,  // 13: podd.v1.LogsRequest.from:type_name -> podd.v1.OutputPosition
 	19,  // 14: podd.v1.LogsResponse.position:type_name -> podd.v1.OutputPosition
 	22,  // 15: podd.v1.ExecStart.window:type_name -> podd.v1.WindowSize
@@ -6549,26 +6664,26 @@ var file_podd_v1_podd_proto_depIdxs = []int32{
 	26,  // 20: podd.v1.AttachRequest.start:type_name -> podd.v1.AttachStart
 	22,  // 21: podd.v1.AttachRequest.window:type_name -> podd.v1.WindowSize
 	19,  // 22: podd.v1.AttachResponse.position:type_name -> podd.v1.OutputPosition
-	95,  // 23: podd.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	97,  // 23: podd.v1.Image.created_at:type_name -> google.protobuf.Timestamp
 	30,  // 24: podd.v1.ImportImageRequest.header:type_name -> podd.v1.ImportImageHeader
 	29,  // 25: podd.v1.ImportImageResponse.image:type_name -> podd.v1.Image
 	29,  // 26: podd.v1.ListImagesResponse.images:type_name -> podd.v1.Image
 	4,   // 27: podd.v1.ListHostsResponse.hosts:type_name -> podd.v1.Host
-	95,  // 28: podd.v1.GetVersionResponse.time:type_name -> google.protobuf.Timestamp
-	96,  // 29: podd.v1.StageTime.duration:type_name -> google.protobuf.Duration
+	97,  // 28: podd.v1.GetVersionResponse.time:type_name -> google.protobuf.Timestamp
+	98,  // 29: podd.v1.StageTime.duration:type_name -> google.protobuf.Duration
 	42,  // 30: podd.v1.Receipt.stages:type_name -> podd.v1.StageTime
-	96,  // 31: podd.v1.Receipt.freeze:type_name -> google.protobuf.Duration
-	96,  // 32: podd.v1.Receipt.excision:type_name -> google.protobuf.Duration
-	96,  // 33: podd.v1.Receipt.insertion:type_name -> google.protobuf.Duration
-	96,  // 34: podd.v1.Receipt.total:type_name -> google.protobuf.Duration
-	95,  // 35: podd.v1.Move.started_at:type_name -> google.protobuf.Timestamp
-	95,  // 36: podd.v1.Move.ended_at:type_name -> google.protobuf.Timestamp
+	98,  // 31: podd.v1.Receipt.freeze:type_name -> google.protobuf.Duration
+	98,  // 32: podd.v1.Receipt.excision:type_name -> google.protobuf.Duration
+	98,  // 33: podd.v1.Receipt.insertion:type_name -> google.protobuf.Duration
+	98,  // 34: podd.v1.Receipt.total:type_name -> google.protobuf.Duration
+	97,  // 35: podd.v1.Move.started_at:type_name -> google.protobuf.Timestamp
+	97,  // 36: podd.v1.Move.ended_at:type_name -> google.protobuf.Timestamp
 	43,  // 37: podd.v1.Move.receipt:type_name -> podd.v1.Receipt
 	2,   // 38: podd.v1.Move.next:type_name -> podd.v1.Binding
 	41,  // 39: podd.v1.CheckMoveResponse.blockers:type_name -> podd.v1.Blocker
-	96,  // 40: podd.v1.MovePodRequest.timeout:type_name -> google.protobuf.Duration
-	96,  // 41: podd.v1.MovePodRequest.max_downtime:type_name -> google.protobuf.Duration
-	96,  // 42: podd.v1.MovePodResponse.elapsed:type_name -> google.protobuf.Duration
+	98,  // 40: podd.v1.MovePodRequest.timeout:type_name -> google.protobuf.Duration
+	98,  // 41: podd.v1.MovePodRequest.max_downtime:type_name -> google.protobuf.Duration
+	98,  // 42: podd.v1.MovePodResponse.elapsed:type_name -> google.protobuf.Duration
 	44,  // 43: podd.v1.MovePodResponse.move:type_name -> podd.v1.Move
 	44,  // 44: podd.v1.ListMovesResponse.moves:type_name -> podd.v1.Move
 	44,  // 45: podd.v1.GetMoveResponse.move:type_name -> podd.v1.Move
@@ -6576,21 +6691,21 @@ var file_podd_v1_podd_proto_depIdxs = []int32{
 	54,  // 47: podd.v1.CheckTargetRequest.mapped_files:type_name -> podd.v1.MappedFile
 	41,  // 48: podd.v1.CheckTargetResponse.blockers:type_name -> podd.v1.Blocker
 	60,  // 49: podd.v1.ListHoldsResponse.holds:type_name -> podd.v1.Hold
-	95,  // 50: podd.v1.ListHoldsResponse.time:type_name -> google.protobuf.Timestamp
-	96,  // 51: podd.v1.Hold.duration:type_name -> google.protobuf.Duration
-	96,  // 52: podd.v1.Hold.limit:type_name -> google.protobuf.Duration
+	97,  // 50: podd.v1.ListHoldsResponse.time:type_name -> google.protobuf.Timestamp
+	98,  // 51: podd.v1.Hold.duration:type_name -> google.protobuf.Duration
+	98,  // 52: podd.v1.Hold.limit:type_name -> google.protobuf.Duration
 	44,  // 53: podd.v1.CancelMoveResponse.move:type_name -> podd.v1.Move
-	96,  // 54: podd.v1.WaitMoveResponse.elapsed:type_name -> google.protobuf.Duration
+	98,  // 54: podd.v1.WaitMoveResponse.elapsed:type_name -> google.protobuf.Duration
 	44,  // 55: podd.v1.WaitMoveResponse.move:type_name -> podd.v1.Move
 	66,  // 56: podd.v1.CheckHostResponse.findings:type_name -> podd.v1.Finding
 	66,  // 57: podd.v1.CheckProxyResponse.findings:type_name -> podd.v1.Finding
-	96,  // 58: podd.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	95,  // 59: podd.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	95,  // 60: podd.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	98,  // 58: podd.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	97,  // 59: podd.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	97,  // 60: podd.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
 	76,  // 61: podd.v1.ListTokensResponse.tokens:type_name -> podd.v1.Token
-	95,  // 62: podd.v1.Member.expires_at:type_name -> google.protobuf.Timestamp
+	97,  // 62: podd.v1.Member.expires_at:type_name -> google.protobuf.Timestamp
 	81,  // 63: podd.v1.ListMembersResponse.members:type_name -> podd.v1.Member
-	92,  // 64: podd.v1.RestorePodRequest.header:type_name -> podd.v1.RestorePodHeader
+	94,  // 64: podd.v1.RestorePodRequest.header:type_name -> podd.v1.RestorePodHeader
 	3,   // 65: podd.v1.RestorePodResponse.pod:type_name -> podd.v1.Pod
 	5,   // 66: podd.v1.PodService.CreatePod:input_type -> podd.v1.CreatePodRequest
 	7,   // 67: podd.v1.PodService.ListPods:input_type -> podd.v1.ListPodsRequest
@@ -6603,71 +6718,73 @@ var file_podd_v1_podd_proto_depIdxs = []int32{
 	24,  // 74: podd.v1.PodService.Exec:input_type -> podd.v1.ExecRequest
 	27,  // 75: podd.v1.PodService.Attach:input_type -> podd.v1.AttachRequest
 	90,  // 76: podd.v1.PodService.CheckpointPod:input_type -> podd.v1.CheckpointPodRequest
-	93,  // 77: podd.v1.PodService.RestorePod:input_type -> podd.v1.RestorePodRequest
-	31,  // 78: podd.v1.ImageService.ImportImage:input_type -> podd.v1.ImportImageRequest
-	33,  // 79: podd.v1.ImageService.ListImages:input_type -> podd.v1.ListImagesRequest
-	35,  // 80: podd.v1.ImageService.RemoveImage:input_type -> podd.v1.RemoveImageRequest
-	37,  // 81: podd.v1.HostService.ListHosts:input_type -> podd.v1.ListHostsRequest
-	39,  // 82: podd.v1.HostService.GetVersion:input_type -> podd.v1.GetVersionRequest
-	65,  // 83: podd.v1.HostService.CheckHost:input_type -> podd.v1.CheckHostRequest
-	70,  // 84: podd.v1.HostService.RemoveHost:input_type -> podd.v1.RemoveHostRequest
-	72,  // 85: podd.v1.TrustService.GetTrust:input_type -> podd.v1.GetTrustRequest
-	74,  // 86: podd.v1.TrustService.CreateToken:input_type -> podd.v1.CreateTokenRequest
-	77,  // 87: podd.v1.TrustService.ListTokens:input_type -> podd.v1.ListTokensRequest
-	79,  // 88: podd.v1.TrustService.DeleteToken:input_type -> podd.v1.DeleteTokenRequest
-	82,  // 89: podd.v1.TrustService.ListMembers:input_type -> podd.v1.ListMembersRequest
-	84,  // 90: podd.v1.TrustService.RevokeUser:input_type -> podd.v1.RevokeUserRequest
-	86,  // 91: podd.v1.TrustService.Join:input_type -> podd.v1.JoinRequest
-	88,  // 92: podd.v1.TrustService.Renew:input_type -> podd.v1.RenewRequest
-	45,  // 93: podd.v1.MoveService.CheckMove:input_type -> podd.v1.CheckMoveRequest
-	47,  // 94: podd.v1.MoveService.MovePod:input_type -> podd.v1.MovePodRequest
-	49,  // 95: podd.v1.MoveService.ListMoves:input_type -> podd.v1.ListMovesRequest
-	51,  // 96: podd.v1.MoveService.GetMove:input_type -> podd.v1.GetMoveRequest
-	61,  // 97: podd.v1.MoveService.CancelMove:input_type -> podd.v1.CancelMoveRequest
-	63,  // 98: podd.v1.MoveService.WaitMove:input_type -> podd.v1.WaitMoveRequest
-	53,  // 99: podd.v1.TargetService.CheckTarget:input_type -> podd.v1.CheckTargetRequest
-	56,  // 100: podd.v1.ProxyService.Hold:input_type -> podd.v1.HoldRequest
-	58,  // 101: podd.v1.ProxyService.ListHolds:input_type -> podd.v1.ListHoldsRequest
-	68,  // 102: podd.v1.ProxyService.CheckProxy:input_type -> podd.v1.CheckProxyRequest
-	6,   // 103: podd.v1.PodService.CreatePod:output_type -> podd.v1.CreatePodResponse
-	8,   // 104: podd.v1.PodService.ListPods:output_type -> podd.v1.ListPodsResponse
-	10,  // 105: podd.v1.PodService.GetPod:output_type -> podd.v1.GetPodResponse
-	12,  // 106: podd.v1.PodService.WaitPod:output_type -> podd.v1.WaitPodResponse
-	14,  // 107: podd.v1.PodService.StopPod:output_type -> podd.v1.StopPodResponse
-	16,  // 108: podd.v1.PodService.KillPod:output_type -> podd.v1.KillPodResponse
-	18,  // 109: podd.v1.PodService.RemovePod:output_type -> podd.v1.RemovePodResponse
-	21,  // 110: podd.v1.PodService.Logs:output_type -> podd.v1.LogsResponse
-	25,  // 111: podd.v1.PodService.Exec:output_type -> podd.v1.ExecResponse
-	28,  // 112: podd.v1.PodService.Attach:output_type -> podd.v1.AttachResponse
-	91,  // 113: podd.v1.PodService.CheckpointPod:output_type -> podd.v1.CheckpointPodResponse
-	94,  // 114: podd.v1.PodService.RestorePod:output_type -> podd.v1.RestorePodResponse
-	32,  // 115: podd.v1.ImageService.ImportImage:output_type -> podd.v1.ImportImageResponse
-	34,  // 116: podd.v1.ImageService.ListImages:output_type -> podd.v1.ListImagesResponse
-	36,  // 117: podd.v1.ImageService.RemoveImage:output_type -> podd.v1.RemoveImageResponse
-	38,  // 118: podd.v1.HostService.ListHosts:output_type -> podd.v1.ListHostsResponse
-	40,  // 119: podd.v1.HostService.GetVersion:output_type -> podd.v1.GetVersionResponse
-	67,  // 120: podd.v1.HostService.CheckHost:output_type -> podd.v1.CheckHostResponse
-	71,  // 121: podd.v1.HostService.RemoveHost:output_type -> podd.v1.RemoveHostResponse
-	73,  // 122: podd.v1.TrustService.GetTrust:output_type -> podd.v1.GetTrustResponse
-	75,  // 123: podd.v1.TrustService.CreateToken:output_type -> podd.v1.CreateTokenResponse
-	78,  // 124: podd.v1.TrustService.ListTokens:output_type -> podd.v1.ListTokensResponse
-	80,  // 125: podd.v1.TrustService.DeleteToken:output_type -> podd.v1.DeleteTokenResponse
-	83,  // 126: podd.v1.TrustService.ListMembers:output_type -> podd.v1.ListMembersResponse
-	85,  // 127: podd.v1.TrustService.RevokeUser:output_type -> podd.v1.RevokeUserResponse
-	87,  // 128: podd.v1.TrustService.Join:output_type -> podd.v1.JoinResponse
-	89,  // 129: podd.v1.TrustService.Renew:output_type -> podd.v1.RenewResponse
-	46,  // 130: podd.v1.MoveService.CheckMove:output_type -> podd.v1.CheckMoveResponse
-	48,  // 131: podd.v1.MoveService.MovePod:output_type -> podd.v1.MovePodResponse
-	50,  // 132: podd.v1.MoveService.ListMoves:output_type -> podd.v1.ListMovesResponse
-	52,  // 133: podd.v1.MoveService.GetMove:output_type -> podd.v1.GetMoveResponse
-	62,  // 134: podd.v1.MoveService.CancelMove:output_type -> podd.v1.CancelMoveResponse
-	64,  // 135: podd.v1.MoveService.WaitMove:output_type -> podd.v1.WaitMoveResponse
-	55,  // 136: podd.v1.TargetService.CheckTarget:output_type -> podd.v1.CheckTargetResponse
-	57,  // 137: podd.v1.ProxyService.Hold:output_type -> podd.v1.HoldResponse
-	59,  // 138: podd.v1.ProxyService.ListHolds:output_type -> podd.v1.ListHoldsResponse
-	69,  // 139: podd.v1.ProxyService.CheckProxy:output_type -> podd.v1.CheckProxyResponse
-	103, // [103:140] is the sub-list for method output_type
-	66,  // [66:103] is the sub-list for method input_type
+	92,  // 77: podd.v1.PodService.ConfirmCheckpoint:input_type -> podd.v1.ConfirmCheckpointRequest
+	95,  // 78: podd.v1.PodService.RestorePod:input_type -> podd.v1.RestorePodRequest
+	31,  // 79: podd.v1.ImageService.ImportImage:input_type -> podd.v1.ImportImageRequest
+	33,  // 80: podd.v1.ImageService.ListImages:input_type -> podd.v1.ListImagesRequest
+	35,  // 81: podd.v1.ImageService.RemoveImage:input_type -> podd.v1.RemoveImageRequest
+	37,  // 82: podd.v1.HostService.ListHosts:input_type -> podd.v1.ListHostsRequest
+	39,  // 83: podd.v1.HostService.GetVersion:input_type -> podd.v1.GetVersionRequest
+	65,  // 84: podd.v1.HostService.CheckHost:input_type -> podd.v1.CheckHostRequest
+	70,  // 85: podd.v1.HostService.RemoveHost:input_type -> podd.v1.RemoveHostRequest
+	72,  // 86: podd.v1.TrustService.GetTrust:input_type -> podd.v1.GetTrustRequest
+	74,  // 87: podd.v1.TrustService.CreateToken:input_type -> podd.v1.CreateTokenRequest
+	77,  // 88: podd.v1.TrustService.ListTokens:input_type -> podd.v1.ListTokensRequest
+	79,  // 89: podd.v1.TrustService.DeleteToken:input_type -> podd.v1.DeleteTokenRequest
+	82,  // 90: podd.v1.TrustService.ListMembers:input_type -> podd.v1.ListMembersRequest
+	84,  // 91: podd.v1.TrustService.RevokeUser:input_type -> podd.v1.RevokeUserRequest
+	86,  // 92: podd.v1.TrustService.Join:input_type -> podd.v1.JoinRequest
+	88,  // 93: podd.v1.TrustService.Renew:input_type -> podd.v1.RenewRequest
+	45,  // 94: podd.v1.MoveService.CheckMove:input_type -> podd.v1.CheckMoveRequest
+	47,  // 95: podd.v1.MoveService.MovePod:input_type -> podd.v1.MovePodRequest
+	49,  // 96: podd.v1.MoveService.ListMoves:input_type -> podd.v1.ListMovesRequest
+	51,  // 97: podd.v1.MoveService.GetMove:input_type -> podd.v1.GetMoveRequest
+	61,  // 98: podd.v1.MoveService.CancelMove:input_type -> podd.v1.CancelMoveRequest
+	63,  // 99: podd.v1.MoveService.WaitMove:input_type -> podd.v1.WaitMoveRequest
+	53,  // 100: podd.v1.TargetService.CheckTarget:input_type -> podd.v1.CheckTargetRequest
+	56,  // 101: podd.v1.ProxyService.Hold:input_type -> podd.v1.HoldRequest
+	58,  // 102: podd.v1.ProxyService.ListHolds:input_type -> podd.v1.ListHoldsRequest
+	68,  // 103: podd.v1.ProxyService.CheckProxy:input_type -> podd.v1.CheckProxyRequest
+	6,   // 104: podd.v1.PodService.CreatePod:output_type -> podd.v1.CreatePodResponse
+	8,   // 105: podd.v1.PodService.ListPods:output_type -> podd.v1.ListPodsResponse
+	10,  // 106: podd.v1.PodService.GetPod:output_type -> podd.v1.GetPodResponse
+	12,  // 107: podd.v1.PodService.WaitPod:output_type -> podd.v1.WaitPodResponse
+	14,  // 108: podd.v1.PodService.StopPod:output_type -> podd.v1.StopPodResponse
+	16,  // 109: podd.v1.PodService.KillPod:output_type -> podd.v1.KillPodResponse
+	18,  // 110: podd.v1.PodService.RemovePod:output_type -> podd.v1.RemovePodResponse
+	21,  // 111: podd.v1.PodService.Logs:output_type -> podd.v1.LogsResponse
+	25,  // 112: podd.v1.PodService.Exec:output_type -> podd.v1.ExecResponse
+	28,  // 113: podd.v1.PodService.Attach:output_type -> podd.v1.AttachResponse
+	91,  // 114: podd.v1.PodService.CheckpointPod:output_type -> podd.v1.CheckpointPodResponse
+	93,  // 115: podd.v1.PodService.ConfirmCheckpoint:output_type -> podd.v1.ConfirmCheckpointResponse
+	96,  // 116: podd.v1.PodService.RestorePod:output_type -> podd.v1.RestorePodResponse
+	32,  // 117: podd.v1.ImageService.ImportImage:output_type -> podd.v1.ImportImageResponse
+	34,  // 118: podd.v1.ImageService.ListImages:output_type -> podd.v1.ListImagesResponse
+	36,  // 119: podd.v1.ImageService.RemoveImage:output_type -> podd.v1.RemoveImageResponse
+	38,  // 120: podd.v1.HostService.ListHosts:output_type -> podd.v1.ListHostsResponse
+	40,  // 121: podd.v1.HostService.GetVersion:output_type -> podd.v1.GetVersionResponse
+	67,  // 122: podd.v1.HostService.CheckHost:output_type -> podd.v1.CheckHostResponse
+	71,  // 123: podd.v1.HostService.RemoveHost:output_type -> podd.v1.RemoveHostResponse
+	73,  // 124: podd.v1.TrustService.GetTrust:output_type -> podd.v1.GetTrustResponse
+	75,  // 125: podd.v1.TrustService.CreateToken:output_type -> podd.v1.CreateTokenResponse
+	78,  // 126: podd.v1.TrustService.ListTokens:output_type -> podd.v1.ListTokensResponse
+	80,  // 127: podd.v1.TrustService.DeleteToken:output_type -> podd.v1.DeleteTokenResponse
+	83,  // 128: podd.v1.TrustService.ListMembers:output_type -> podd.v1.ListMembersResponse
+	85,  // 129: podd.v1.TrustService.RevokeUser:output_type -> podd.v1.RevokeUserResponse
+	87,  // 130: podd.v1.TrustService.Join:output_type -> podd.v1.JoinResponse
+	89,  // 131: podd.v1.TrustService.Renew:output_type -> podd.v1.RenewResponse
+	46,  // 132: podd.v1.MoveService.CheckMove:output_type -> podd.v1.CheckMoveResponse
+	48,  // 133: podd.v1.MoveService.MovePod:output_type -> podd.v1.MovePodResponse
+	50,  // 134: podd.v1.MoveService.ListMoves:output_type -> podd.v1.ListMovesResponse
+	52,  // 135: podd.v1.MoveService.GetMove:output_type -> podd.v1.GetMoveResponse
+	62,  // 136: podd.v1.MoveService.CancelMove:output_type -> podd.v1.CancelMoveResponse
+	64,  // 137: podd.v1.MoveService.WaitMove:output_type -> podd.v1.WaitMoveResponse
+	55,  // 138: podd.v1.TargetService.CheckTarget:output_type -> podd.v1.CheckTargetResponse
+	57,  // 139: podd.v1.ProxyService.Hold:output_type -> podd.v1.HoldResponse
+	59,  // 140: podd.v1.ProxyService.ListHolds:output_type -> podd.v1.ListHoldsResponse
+	69,  // 141: podd.v1.ProxyService.CheckProxy:output_type -> podd.v1.CheckProxyResponse
+	104, // [104:142] is the sub-list for method output_type
+	66,  // [66:104] is the sub-list for method input_type
 	66,  // [66:66] is the sub-list for extension type_name
 	66,  // [66:66] is the sub-list for extension extendee
 	0,   // [0:66] is the sub-list for field type_name
@@ -6707,7 +6824,7 @@ func file_podd_v1_podd_proto_init() {
 		(*ImportImageRequest_Header)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_podd_v1_podd_proto_msgTypes[93].OneofWrappers = []any{
+	file_podd_v1_podd_proto_msgTypes[95].OneofWrappers = []any{
 		(*RestorePodRequest_Header)(nil),
 		(*RestorePodRequest_Data)(nil),
 	}
@@ -6717,7 +6834,7 @@ func file_podd_v1_podd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_podd_v1_podd_proto_rawDesc), len(file_podd_v1_podd_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   95,
+			NumMessages:   97,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

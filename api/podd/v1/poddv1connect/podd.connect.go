@@ -70,6 +70,9 @@ const (
 	// PodServiceCheckpointPodProcedure is the fully-qualified name of the PodService's CheckpointPod
 	// RPC.
 	PodServiceCheckpointPodProcedure = "/podd.v1.PodService/CheckpointPod"
+	// PodServiceConfirmCheckpointProcedure is the fully-qualified name of the PodService's
+	// ConfirmCheckpoint RPC.
+	PodServiceConfirmCheckpointProcedure = "/podd.v1.PodService/ConfirmCheckpoint"
 	// PodServiceRestorePodProcedure is the fully-qualified name of the PodService's RestorePod RPC.
 	PodServiceRestorePodProcedure = "/podd.v1.PodService/RestorePod"
 	// ImageServiceImportImageProcedure is the fully-qualified name of the ImageService's ImportImage
@@ -152,6 +155,10 @@ type PodServiceClient interface {
 	// Unless it is left running the pod is stopped. The first response has no
 	// data: it comes when the pod can be checkpointed.
 	CheckpointPod(context.Context, *connect.Request[v1.CheckpointPodRequest]) (*connect.ServerStreamForClient[v1.CheckpointPodResponse], error)
+	// ConfirmCheckpoint says that the file that a CheckpointPod has sent whole is
+	// stored safely. Only then is the pod stopped: until it comes the pod is
+	// frozen, and it goes on running if the stream of CheckpointPod ends first.
+	ConfirmCheckpoint(context.Context, *connect.Request[v1.ConfirmCheckpointRequest]) (*connect.Response[v1.ConfirmCheckpointResponse], error)
 	// RestorePod makes a pod from such a file. The first request is the header.
 	// Nothing is made before everything in the file has been verified.
 	RestorePod(context.Context) *connect.ClientStreamForClient[v1.RestorePodRequest, v1.RestorePodResponse]
@@ -234,6 +241,12 @@ func NewPodServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithSchema(podServiceMethods.ByName("CheckpointPod")),
 			connect.WithClientOptions(opts...),
 		),
+		confirmCheckpoint: connect.NewClient[v1.ConfirmCheckpointRequest, v1.ConfirmCheckpointResponse](
+			httpClient,
+			baseURL+PodServiceConfirmCheckpointProcedure,
+			connect.WithSchema(podServiceMethods.ByName("ConfirmCheckpoint")),
+			connect.WithClientOptions(opts...),
+		),
 		restorePod: connect.NewClient[v1.RestorePodRequest, v1.RestorePodResponse](
 			httpClient,
 			baseURL+PodServiceRestorePodProcedure,
@@ -245,18 +258,19 @@ func NewPodServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 
 // podServiceClient implements PodServiceClient.
 type podServiceClient struct {
-	createPod     *connect.Client[v1.CreatePodRequest, v1.CreatePodResponse]
-	listPods      *connect.Client[v1.ListPodsRequest, v1.ListPodsResponse]
-	getPod        *connect.Client[v1.GetPodRequest, v1.GetPodResponse]
-	waitPod       *connect.Client[v1.WaitPodRequest, v1.WaitPodResponse]
-	stopPod       *connect.Client[v1.StopPodRequest, v1.StopPodResponse]
-	killPod       *connect.Client[v1.KillPodRequest, v1.KillPodResponse]
-	removePod     *connect.Client[v1.RemovePodRequest, v1.RemovePodResponse]
-	logs          *connect.Client[v1.LogsRequest, v1.LogsResponse]
-	exec          *connect.Client[v1.ExecRequest, v1.ExecResponse]
-	attach        *connect.Client[v1.AttachRequest, v1.AttachResponse]
-	checkpointPod *connect.Client[v1.CheckpointPodRequest, v1.CheckpointPodResponse]
-	restorePod    *connect.Client[v1.RestorePodRequest, v1.RestorePodResponse]
+	createPod         *connect.Client[v1.CreatePodRequest, v1.CreatePodResponse]
+	listPods          *connect.Client[v1.ListPodsRequest, v1.ListPodsResponse]
+	getPod            *connect.Client[v1.GetPodRequest, v1.GetPodResponse]
+	waitPod           *connect.Client[v1.WaitPodRequest, v1.WaitPodResponse]
+	stopPod           *connect.Client[v1.StopPodRequest, v1.StopPodResponse]
+	killPod           *connect.Client[v1.KillPodRequest, v1.KillPodResponse]
+	removePod         *connect.Client[v1.RemovePodRequest, v1.RemovePodResponse]
+	logs              *connect.Client[v1.LogsRequest, v1.LogsResponse]
+	exec              *connect.Client[v1.ExecRequest, v1.ExecResponse]
+	attach            *connect.Client[v1.AttachRequest, v1.AttachResponse]
+	checkpointPod     *connect.Client[v1.CheckpointPodRequest, v1.CheckpointPodResponse]
+	confirmCheckpoint *connect.Client[v1.ConfirmCheckpointRequest, v1.ConfirmCheckpointResponse]
+	restorePod        *connect.Client[v1.RestorePodRequest, v1.RestorePodResponse]
 }
 
 // CreatePod calls podd.v1.PodService.CreatePod.
@@ -314,6 +328,11 @@ func (c *podServiceClient) CheckpointPod(ctx context.Context, req *connect.Reque
 	return c.checkpointPod.CallServerStream(ctx, req)
 }
 
+// ConfirmCheckpoint calls podd.v1.PodService.ConfirmCheckpoint.
+func (c *podServiceClient) ConfirmCheckpoint(ctx context.Context, req *connect.Request[v1.ConfirmCheckpointRequest]) (*connect.Response[v1.ConfirmCheckpointResponse], error) {
+	return c.confirmCheckpoint.CallUnary(ctx, req)
+}
+
 // RestorePod calls podd.v1.PodService.RestorePod.
 func (c *podServiceClient) RestorePod(ctx context.Context) *connect.ClientStreamForClient[v1.RestorePodRequest, v1.RestorePodResponse] {
 	return c.restorePod.CallClientStream(ctx)
@@ -341,6 +360,10 @@ type PodServiceHandler interface {
 	// Unless it is left running the pod is stopped. The first response has no
 	// data: it comes when the pod can be checkpointed.
 	CheckpointPod(context.Context, *connect.Request[v1.CheckpointPodRequest], *connect.ServerStream[v1.CheckpointPodResponse]) error
+	// ConfirmCheckpoint says that the file that a CheckpointPod has sent whole is
+	// stored safely. Only then is the pod stopped: until it comes the pod is
+	// frozen, and it goes on running if the stream of CheckpointPod ends first.
+	ConfirmCheckpoint(context.Context, *connect.Request[v1.ConfirmCheckpointRequest]) (*connect.Response[v1.ConfirmCheckpointResponse], error)
 	// RestorePod makes a pod from such a file. The first request is the header.
 	// Nothing is made before everything in the file has been verified.
 	RestorePod(context.Context, *connect.ClientStream[v1.RestorePodRequest]) (*connect.Response[v1.RestorePodResponse], error)
@@ -419,6 +442,12 @@ func NewPodServiceHandler(svc PodServiceHandler, opts ...connect.HandlerOption) 
 		connect.WithSchema(podServiceMethods.ByName("CheckpointPod")),
 		connect.WithHandlerOptions(opts...),
 	)
+	podServiceConfirmCheckpointHandler := connect.NewUnaryHandler(
+		PodServiceConfirmCheckpointProcedure,
+		svc.ConfirmCheckpoint,
+		connect.WithSchema(podServiceMethods.ByName("ConfirmCheckpoint")),
+		connect.WithHandlerOptions(opts...),
+	)
 	podServiceRestorePodHandler := connect.NewClientStreamHandler(
 		PodServiceRestorePodProcedure,
 		svc.RestorePod,
@@ -449,6 +478,8 @@ func NewPodServiceHandler(svc PodServiceHandler, opts ...connect.HandlerOption) 
 			podServiceAttachHandler.ServeHTTP(w, r)
 		case PodServiceCheckpointPodProcedure:
 			podServiceCheckpointPodHandler.ServeHTTP(w, r)
+		case PodServiceConfirmCheckpointProcedure:
+			podServiceConfirmCheckpointHandler.ServeHTTP(w, r)
 		case PodServiceRestorePodProcedure:
 			podServiceRestorePodHandler.ServeHTTP(w, r)
 		default:
@@ -502,6 +533,10 @@ func (UnimplementedPodServiceHandler) Attach(context.Context, *connect.BidiStrea
 
 func (UnimplementedPodServiceHandler) CheckpointPod(context.Context, *connect.Request[v1.CheckpointPodRequest], *connect.ServerStream[v1.CheckpointPodResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.PodService.CheckpointPod is not implemented"))
+}
+
+func (UnimplementedPodServiceHandler) ConfirmCheckpoint(context.Context, *connect.Request[v1.ConfirmCheckpointRequest]) (*connect.Response[v1.ConfirmCheckpointResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("podd.v1.PodService.ConfirmCheckpoint is not implemented"))
 }
 
 func (UnimplementedPodServiceHandler) RestorePod(context.Context, *connect.ClientStream[v1.RestorePodRequest]) (*connect.Response[v1.RestorePodResponse], error) {
