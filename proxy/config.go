@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"podd/daemon"
 	"podd/directory"
@@ -48,6 +49,9 @@ type Config struct {
 	// LogLevel is debug, info, warn or error; LogFormat text or json.
 	LogLevel  string `toml:"log-level"`
 	LogFormat string `toml:"log-format"`
+	// HoldLimit bounds a hold, ResyncInterval is the time between two looks at
+	// the kernel. They are for tests; 0 means 30 seconds and a minute.
+	HoldLimit, ResyncInterval time.Duration `toml:"-"`
 }
 
 // DefaultConfig is the configuration where nothing is said.

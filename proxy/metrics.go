@@ -12,6 +12,7 @@ import (
 	"podd/proxy/datapath"
 	"podd/proxy/dns"
 	"podd/version"
+	"podd/vnet/vxlan"
 )
 
 // metrics are podproxy's own; names follow Prometheus' conventions (base units,
@@ -20,6 +21,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	set      prometheus.Histogram
 	failures prometheus.Counter
+	repairs  *prometheus.CounterVec
 	hold     *prometheus.HistogramVec
 	queries  *prometheus.CounterVec
 }
@@ -34,6 +36,9 @@ func newMetrics() *metrics {
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "podproxy_datapath_set_failures_total", Help: "Attempts at that which failed, to be repeated.",
 		}),
+		repairs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "podproxy_repairs_total", Help: "Things in the kernel that something else had changed and that were put right, by kind.",
+		}, []string{"kind"}),
 		hold: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "podproxy_hold_seconds", Help: "How long the packets of a moving pod were queued, by what ended it.",
 			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
@@ -47,7 +52,10 @@ func newMetrics() *metrics {
 		ConstLabels: prometheus.Labels{"version": version.String()},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.set, m.failures, m.hold, m.queries, info,
+	for _, kind := range datapath.RepairKinds {
+		m.repairs.WithLabelValues(kind)
+	}
+	m.registry.MustRegister(m.set, m.failures, m.repairs, m.hold, m.queries, info,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -58,6 +66,8 @@ func (m *metrics) setTook(d time.Duration, err error) {
 		m.failures.Inc()
 	}
 }
+
+func (m *metrics) repaired(kind string) { m.repairs.WithLabelValues(kind).Inc() }
 
 func (m *metrics) holdEnded(outcome string, d time.Duration) {
 	m.hold.WithLabelValues(outcome).Observe(d.Seconds())
@@ -71,8 +81,8 @@ func (m *metrics) query(a dns.Audience, rcode int) {
 	m.queries.WithLabelValues(string(a), strings.ToLower(name)).Inc()
 }
 
-// watch adds what the data path and the view know themselves.
-func (m *metrics) watch(stats func() datapath.Stats, view func() *directory.View) {
+// watch adds what the data path, the view and the reconciler know themselves.
+func (m *metrics) watch(stats func() datapath.Stats, view func() *directory.View, oldestHold func() time.Duration) {
 	gauge := func(name, help string, value func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
@@ -81,6 +91,10 @@ func (m *metrics) watch(stats func() datapath.Stats, view func() *directory.View
 	}
 	gauge("podproxy_pods", "Pods that have a path.", func() float64 { return float64(stats().Pods) })
 	gauge("podproxy_pods_held", "Pods whose packets are queued now.", func() float64 { return float64(len(stats().Held)) })
+	gauge("podproxy_hold_oldest_seconds", "How long the packets of the pod held longest have been queued; 0 when none is held.",
+		func() float64 { return oldestHold().Seconds() })
+	gauge("podproxy_hold_queue_limit_bytes", "How much the kernel queues for one held pod before it drops the oldest packets.",
+		func() float64 { return vxlan.HoldQueueBytes })
 	gauge("podproxy_devices", "Labelled devices.", func() float64 { return float64(stats().Devices) })
 	gauge("podproxy_devices_superseded", "Labelled devices about to be deleted.", func() float64 { return float64(stats().Superseded) })
 	gauge("podproxy_hosts", "Hosts that labelled packets are accepted from.", func() float64 { return float64(stats().Hosts) })

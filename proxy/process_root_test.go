@@ -71,12 +71,7 @@ func newSite(t *testing.T, hosts int) *site {
 	s.config.StateDir, s.config.RunDir = t.TempDir(), t.TempDir()
 	s.start()
 	t.Cleanup(func() { s.stop(unix.SIGKILL) })
-	s.http = &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
-			return vnettest.TryDial(s.Proxy.Path, address, vnettest.Timeout)
-		},
-	}}
+	s.connectHTTP()
 	d, err := directory.Open(t.Context(), directory.Options{
 		Endpoints: []string{"http://" + s.relay(netip.AddrPortFrom(s.Proxy.Address, directory.DefaultPort))},
 		Log:       slog.New(slog.DiscardHandler), Timeout: vnettest.Timeout,
@@ -91,6 +86,16 @@ func newSite(t *testing.T, hosts int) *site {
 		s.join(i, host)
 	}
 	return s
+}
+
+// connectHTTP makes a client that is in the proxy's namespace.
+func (s *site) connectHTTP() {
+	s.http = &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
+			return vnettest.TryDial(s.Proxy.Path, address, vnettest.Timeout)
+		},
+	}}
 }
 
 // join makes a node a host: its end of the labelled network, and its record.

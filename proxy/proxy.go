@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync/atomic"
+	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
@@ -84,7 +85,13 @@ func Run(ctx context.Context, config Config) error {
 		return err
 	}
 	p.reconciler = newReconciler(path, &p.view, p.metrics, p.log)
-	p.metrics.watch(path.Stats, p.view.Load)
+	if p.HoldLimit > 0 {
+		p.reconciler.limit = p.HoldLimit
+	}
+	if p.ResyncInterval > 0 {
+		p.reconciler.interval, p.reconciler.resync = p.ResyncInterval, time.Now().Add(p.ResyncInterval)
+	}
+	p.metrics.watch(path.Stats, p.view.Load, p.reconciler.oldestHold)
 	err = p.serve(ctx, api, names)
 	return errors.Join(err, path.Close())
 }

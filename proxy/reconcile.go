@@ -2,33 +2,33 @@ package proxy
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	"podd/directory"
-	"podd/fault"
 	"podd/pod"
 	"podd/proxy/datapath"
 )
 
 const (
 	// holdLimit bounds how long a pod's packets are queued. It is counted from
-	// when this process first saw the hold, so a restart extends it once.
+	// when this process first saw the hold, so each restart begins it anew.
 	holdLimit = 30 * time.Second
 	// retryInterval is the pause after a failure of the data path.
 	retryInterval = time.Second
 	// resyncInterval is how often the kernel itself is looked at, to repair
 	// what others (a firewall being reloaded) have changed.
 	resyncInterval = time.Minute
+	// repairsLogged is how many repairs of one kind are told in full.
+	repairsLogged = 5
 )
 
 // dataPath is the part of datapath.Datapath that the reconciler drives.
 type dataPath interface {
 	Set(context.Context, datapath.State) error
-	Resync()
+	Repair(context.Context, datapath.State) ([]datapath.Repair, error)
 }
 
 // reconciler brings the data path to what the directory's view says. One
@@ -37,7 +37,9 @@ type reconciler struct {
 	path    dataPath
 	log     *slog.Logger
 	metrics *metrics
-	limit   time.Duration
+	// limit is how long a hold may last, interval the time between two looks
+	// at the kernel.
+	limit, interval time.Duration
 
 	holds   map[string]*hold // by move
 	waiting []*holdRequest
@@ -48,30 +50,15 @@ type reconciler struct {
 
 	// view is the newest one; run is the only one that stores.
 	view *atomic.Pointer[directory.View]
+	// holding are the holds in force; run is the only one that stores.
+	holding atomic.Pointer[[]heldPod]
 	// failure is the last Set's error; nil pointer when it went well.
 	failure atomic.Pointer[error]
 }
 
-// hold is what is known here about the hold of one running move.
-type hold struct {
-	// asked says that the source called; the journal may say so as well.
-	asked bool
-	// since is when it began, zero while nobody wants it.
-	since time.Time
-	// expired says that its time was up.
-	expired bool
-}
-
-// holdRequest is a call that waits until a move's packets queue.
-type holdRequest struct {
-	ctx  context.Context
-	move string
-	done chan error // has room for the one answer
-}
-
 func newReconciler(path dataPath, view *atomic.Pointer[directory.View], m *metrics, log *slog.Logger) *reconciler {
 	return &reconciler{
-		path: path, view: view, log: log, metrics: m, limit: holdLimit,
+		path: path, view: view, log: log, metrics: m, limit: holdLimit, interval: resyncInterval,
 		holds:    map[string]*hold{},
 		resync:   time.Now().Add(resyncInterval),
 		requests: make(chan *holdRequest),
@@ -107,17 +94,18 @@ func (r *reconciler) step(ctx context.Context, now time.Time) time.Duration {
 	view := r.view.Load()
 	answers := r.noteRequests(view)
 	state, again := r.state(view, now)
-	held := slices.ContainsFunc(state.Pods, func(p datapath.PodPath) bool { return p.Held })
-	if now.After(r.resync) && !held { // it takes a while, and a release must not wait
-		r.path.Resync()
-		r.resync = now.Add(resyncInterval)
-	}
-	again = min(again, max(r.resync.Sub(now), retryInterval))
 	err := r.path.Set(ctx, state)
 	r.metrics.setTook(time.Since(now), err)
+	r.publishHolds(view)
 	for _, request := range answers {
 		request.done <- err
 	}
+	held := slices.ContainsFunc(state.Pods, func(p datapath.PodPath) bool { return p.Held })
+	if err == nil && now.After(r.resync) && !held { // it takes a while, and a release must not wait
+		err = r.repair(ctx, state)
+		r.resync = now.Add(r.interval)
+	}
+	again = min(again, max(r.resync.Sub(now), retryInterval))
 	if err != nil && ctx.Err() == nil {
 		r.failure.Store(&err)
 		r.log.Error("the data path is not as it should be; trying again", "error", err)
@@ -132,43 +120,20 @@ func (r *reconciler) step(ctx context.Context, now time.Time) time.Duration {
 	return again
 }
 
-// noteRequests takes down the holds asked for by calls. It returns those to be
-// answered once the data path is set, answers those that can't be met, and
-// keeps those whose move the view has yet to show.
-func (r *reconciler) noteRequests(view *directory.View) (answers []*holdRequest) {
-	r.waiting = slices.DeleteFunc(r.waiting, func(request *holdRequest) bool {
-		m := view.Moves[request.move]
-		switch {
-		case request.ctx.Err() != nil:
-			return true // nobody waits for it any more
-		case m == nil:
-			return false
-		case m.State != pod.MoveRunning:
-			request.done <- fmt.Errorf("%w: move %s is %s; nothing is held for it", pod.ErrConflict, m.ID, m.State)
-			return true
-		}
-		r.hold(m.ID).asked = true
-		answers = append(answers, request)
-		return true
-	})
-	return answers
-}
-
-// refuseAll answers the calls that came too late.
-func (r *reconciler) refuseAll() {
-	for _, request := range r.waiting {
-		request.done <- fmt.Errorf("%w: podproxy is stopping", pod.ErrUnavailable)
+// repair compares the kernel with state, which is what it was set to, and
+// tells what others had changed.
+func (r *reconciler) repair(ctx context.Context, state datapath.State) error {
+	repairs, err := r.path.Repair(ctx, state)
+	byKind := map[string][]string{}
+	for _, repair := range repairs {
+		r.metrics.repaired(repair.Kind)
+		byKind[repair.Kind] = append(byKind[repair.Kind], repair.Detail)
 	}
-	r.waiting = nil
-}
-
-func (r *reconciler) hold(move string) *hold {
-	h := r.holds[move]
-	if h == nil {
-		h = &hold{}
-		r.holds[move] = h
+	for kind, found := range byKind {
+		r.log.Warn("repaired what something other than podproxy has changed", "kind", kind,
+			"count", len(found), "found", found[:min(len(found), repairsLogged)])
 	}
-	return h
+	return err
 }
 
 // state is what the data path should be. It also returns when the next hold
@@ -196,75 +161,4 @@ func (r *reconciler) state(view *directory.View, now time.Time) (datapath.State,
 		s.Pods = append(s.Pods, path)
 	}
 	return s, again
-}
-
-// held is how much longer the packets of a running move are to queue.
-func (r *reconciler) held(m *pod.Move, now time.Time) time.Duration {
-	h := r.holds[m.ID]
-	if !m.Held && (h == nil || !h.asked) {
-		return 0
-	}
-	h = r.hold(m.ID)
-	if h.since.IsZero() {
-		h.since = now
-		r.log.Info("holding the pod's packets", "pod", m.Pod, "move", m.ID)
-		if err := fault.At("proxy:hold", nil); err != nil {
-			r.log.Error("holding packets meets an error", "error", err)
-		}
-	}
-	left := r.limit - now.Sub(h.since)
-	if left <= 0 && !h.expired {
-		h.expired = true
-		r.metrics.holdEnded("expired", now.Sub(h.since))
-		r.log.Warn("the move has neither been committed nor aborted in time; its packets are no longer held",
-			"pod", m.Pod, "move", m.ID, "limit", r.limit)
-	}
-	return max(left, 0)
-}
-
-// endHolds forgets the holds of moves that were decided.
-func (r *reconciler) endHolds(view *directory.View, now time.Time) {
-	for id, h := range r.holds {
-		m := view.Moves[id]
-		if m != nil && m.State == pod.MoveRunning {
-			continue
-		}
-		if err := fault.At("proxy:release", nil); err != nil {
-			r.log.Error("releasing packets meets an error", "error", err)
-		}
-		delete(r.holds, id)
-		if h.since.IsZero() || h.expired {
-			continue
-		}
-		outcome := "aborted"
-		if m != nil && m.State != pod.MoveAborted {
-			outcome = "committed"
-		}
-		r.metrics.holdEnded(outcome, now.Sub(h.since))
-		r.log.Info("released the pod's packets", "move", id, "outcome", outcome, "held", now.Sub(h.since))
-	}
-}
-
-// Hold returns once the packets of the moving pod queue, or with the reason why
-// they don't: pod.ErrNotFound if the directory shows no such move before ctx
-// ends, pod.ErrConflict if it is decided.
-func (r *reconciler) Hold(ctx context.Context, move string) error {
-	request := &holdRequest{ctx: ctx, move: move, done: make(chan error, 1)}
-	select {
-	case r.requests <- request:
-	case <-ctx.Done():
-		return fmt.Errorf("holding move %s: %w", move, context.Cause(ctx))
-	}
-	select {
-	case err := <-request.done:
-		if err != nil {
-			return fmt.Errorf("holding move %s: %w", move, err)
-		}
-		return nil
-	case <-ctx.Done():
-		if v := r.view.Load(); v != nil && v.Moves[move] == nil {
-			return fmt.Errorf("move %q: %w", move, pod.ErrNotFound)
-		}
-		return fmt.Errorf("holding move %s: %w: the data path did not get to it: %w", move, pod.ErrUnavailable, context.Cause(ctx))
-	}
 }

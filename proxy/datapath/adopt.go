@@ -26,30 +26,34 @@ func (d *Datapath) synchronize() error {
 	if err != nil {
 		return err
 	}
-	changed, err := ruleOwner.Ensure(rules(d.config))
-	d.kernel.changes.Add(uint64(changed))
+	chains, err := ruleOwner.Ensure(rules(d.config))
 	if err != nil {
 		return err
 	}
 	// After the rules, because connection tracking has no parameters before.
-	err = netns.SetSysctls(
-		netns.Sysctl{Name: "net/ipv4/ip_forward", Value: "1"},
-		netns.Sysctl{Name: "net/ipv4/conf/all/send_redirects", Value: "0"},
-		// A move may make TCP jump; a packet that connection tracking then
-		// takes for invalid would leave with its virtual address.
-		netns.Sysctl{Name: "net/netfilter/nf_conntrack_tcp_be_liberal", Value: "1", Optional: true},
-	)
-	if err != nil {
+	if err := netns.SetSysctls(sysctls...); err != nil {
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	for range chains {
+		d.kernel.changed("rules", "a chain of iptables lacked the proxy's rules, or had others")
+	}
 	d.hosts = hosts
 	if err := d.adopt(); err != nil {
 		return fmt.Errorf("reading the kernel's state: %w", err)
 	}
 	d.stale = false
 	return nil
+}
+
+// sysctls are the parameters that the proxy needs.
+var sysctls = []netns.Sysctl{
+	{Name: "net/ipv4/ip_forward", Value: "1"},
+	{Name: "net/ipv4/conf/all/send_redirects", Value: "0"},
+	// A move may make TCP jump; a packet that connection tracking then takes
+	// for invalid would leave with its virtual address.
+	{Name: "net/netfilter/nf_conntrack_tcp_be_liberal", Value: "1", Optional: true},
 }
 
 // adopt reads devices, neighbours, forwarding entries and routes.

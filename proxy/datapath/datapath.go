@@ -121,6 +121,8 @@ type Datapath struct {
 	switches    uint64
 	// stale means that the model may differ from the kernel.
 	stale bool
+	// known are the devices there were before a repair; nil at other times.
+	known map[pod.Label]*device
 
 	reaper *reaper
 }
@@ -266,7 +268,10 @@ func (d *Datapath) removeUnwanted(began uint64) error {
 			failures = append(failures, fmt.Errorf("removing path to pod %s: %w", virtual, err))
 		}
 	}
-	for _, dev := range d.unclaimed {
+	for label, dev := range d.unclaimed {
+		if d.known != nil && d.known[label] == nil {
+			d.kernel.changed("device", "%s was added", deviceName(label))
+		}
 		failures = append(failures, d.doom(dev))
 	}
 	return errors.Join(failures...)

@@ -28,6 +28,16 @@ type kernel struct {
 	// ipv6 is false where the kernel is built or started without it.
 	ipv6    bool
 	changes atomic.Uint64
+	// repairs, if not nil, takes down what is changed. Datapath.mu guards it.
+	repairs *[]Repair
+}
+
+// changed counts a change, and takes it down while the kernel is repaired.
+func (k *kernel) changed(kind, format string, args ...any) {
+	k.changes.Add(1)
+	if k.repairs != nil {
+		*k.repairs = append(*k.repairs, Repair{Kind: kind, Detail: fmt.Sprintf(format, args...)})
+	}
 }
 
 // The numbers that mark what is the proxy's own.
@@ -59,7 +69,7 @@ func (k *kernel) close() error { return errors.Join(k.conn.Close(), k.deletions.
 
 // createDevice makes the device of a binding and configures it.
 func (k *kernel) createDevice(b pod.Binding) (*device, error) {
-	k.changes.Add(1)
+	k.changed("device", "%s was missing", deviceName(b.Label))
 	name := deviceName(b.Label)
 	err := vxlan.Create(k.conn, vxlan.Device{
 		Name: name, Label: b.Label, Local: k.config.Physical, Remote: b.Physical,
@@ -91,7 +101,7 @@ const (
 // parameters go by netlink and not through /proc/sys, because that takes a
 // third of the time and works from any thread.
 func (k *kernel) configureDevice(dev *device) error {
-	k.changes.Add(1)
+	k.changed("device", "%s was down or not set up", deviceName(dev.label))
 	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	info.Index = int32(dev.index)
 	number := func(kind int, value uint32) *nl.RtAttr { return nl.NewRtAttr(kind, nl.Uint32Attr(value)) }
@@ -126,7 +136,7 @@ func (k *kernel) configureDevice(dev *device) error {
 
 // setNeighbor holds or opens the way to virtual through a device.
 func (k *kernel) setNeighbor(dev *device, virtual netip.Addr, state neighborState) error {
-	k.changes.Add(1)
+	k.changed("neighbour", "%s on %s was changed", virtual, deviceName(dev.label))
 	var err error
 	if state == neighborHeld {
 		err = vxlan.Hold(k.conn, dev.index, virtual)
@@ -143,7 +153,7 @@ func (k *kernel) setNeighbor(dev *device, virtual netip.Addr, state neighborStat
 // redirect makes a superseded device send to another's host, with the label of
 // that one.
 func (k *kernel) redirect(dev, to *device) error {
-	k.changes.Add(1)
+	k.changed("neighbour", "redirection of %s was missing", deviceName(dev.label))
 	if err := k.conn.NeighSet(forwarding(dev.index, redirect{label: to.label, remote: to.remote})); err != nil {
 		return fmt.Errorf("redirecting device %s to label %s: %w", deviceName(dev.label), to.label, err)
 	}
@@ -152,7 +162,7 @@ func (k *kernel) redirect(dev, to *device) error {
 }
 
 func (k *kernel) removeRedirect(dev *device) error {
-	k.changes.Add(1)
+	k.changed("neighbour", "%s had a redirection", deviceName(dev.label))
 	// The kernel finds the entry by its label too, and keeps it without an
 	// error when that is missing.
 	if err := k.conn.NeighDel(forwarding(dev.index, dev.redirect)); err != nil && !netns.IsNotFound(err) {
@@ -174,7 +184,7 @@ func forwarding(index int, r redirect) *netlink.Neigh {
 // setRoute makes dev the way to virtual: this is the switch, and the change of
 // what the reverse-path filter accepts.
 func (k *kernel) setRoute(virtual netip.Addr, dev *device) error {
-	k.changes.Add(1)
+	k.changed("route", "to %s was missing or changed", virtual)
 	if err := k.conn.RouteReplace(route(virtual, dev.index)); err != nil {
 		return fmt.Errorf("routing %s through device %s: %w", virtual, deviceName(dev.label), err)
 	}
@@ -182,7 +192,7 @@ func (k *kernel) setRoute(virtual netip.Addr, dev *device) error {
 }
 
 func (k *kernel) removeRoute(virtual netip.Addr, dev *device) error {
-	k.changes.Add(1)
+	k.changed("route", "to %s was added", virtual)
 	if err := k.conn.RouteDel(route(virtual, dev.index)); err != nil && !netns.IsNotFound(err) {
 		return fmt.Errorf("removing route to %s: %w", virtual, err)
 	}

@@ -221,31 +221,6 @@ func TestInterruptedRelease(t *testing.T) {
 	}
 }
 
-// TestRepair takes away what a Set has made, as a stranger might.
-func TestRepair(t *testing.T) {
-	l := newLab(t, 1)
-	p := l.addPod(0)
-	l.set(l.state())
-	vnettest.Serve(t, p.path, ":80", "pod")
-	before := l.snapshot()
-	l.Proxy.Do(t, func() error {
-		link, err := netlink.LinkByName(deviceName(p.binding.Label))
-		if err != nil {
-			return err
-		}
-		if err := ruleOwner.Remove(rules(l.config)); err != nil {
-			return err
-		}
-		return netlink.LinkDel(link)
-	})
-	l.datapath.Resync()
-	l.set(l.state())
-	if after := l.snapshot(); after != before {
-		t.Errorf("before:\n%s\nafter:\n%s", before, after)
-	}
-	vnettest.ExpectGreeting(t, vnettest.Dial(t, l.Client.Path, p.public()+":80"), "pod")
-}
-
 // TestRulesAreConstant has one pod, then a hundred, then other prefixes.
 func TestRulesAreConstant(t *testing.T) {
 	l := newLab(t, 1)

@@ -95,7 +95,7 @@ func (d *Datapath) setHosts(wanted []netip.Addr) error {
 }
 
 func (k *kernel) addHost(host netip.Addr) error {
-	k.changes.Add(1)
+	k.changed("set", "host %s was missing in %s", host, hostSet)
 	if err := k.conn.IpsetAdd(hostSet, &netlink.IPSetEntry{IP: host.AsSlice(), Replace: true}); err != nil {
 		return fmt.Errorf("adding host %s to set %s: %w", host, hostSet, err)
 	}
@@ -103,7 +103,7 @@ func (k *kernel) addHost(host netip.Addr) error {
 }
 
 func (k *kernel) removeHost(host netip.Addr) error {
-	k.changes.Add(1)
+	k.changed("set", "host %s was added to %s", host, hostSet)
 	err := k.conn.IpsetDel(hostSet, &netlink.IPSetEntry{IP: host.AsSlice(), Replace: true})
 	if err != nil {
 		return fmt.Errorf("removing host %s from set %s: %w", host, hostSet, err)
