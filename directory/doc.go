@@ -13,6 +13,9 @@
 //	/podd/pods/NAME           pod.Pod with its authoritative pod.Binding
 //	/podd/moves/ID            pod.Move, the journal
 //	/podd/addresses/OFFSET    name of the pod that has the address prefix+OFFSET
+//	/podd/tokens/ID           TokenRecord, until it expires
+//	/podd/members/KIND.NAME   Member: who has which certificates
+//	/podd/revoked/SERIAL      whose revoked certificate it is, until that expires
 //	/podd/allocator           how many labels were given, the last address given
 //
 // # Transactions

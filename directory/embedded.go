@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 
 	"podd/pod"
+	"podd/trust"
 )
 
 // EmbeddedOptions describe a directory that lives in the calling process.
@@ -29,6 +30,10 @@ type EmbeddedOptions struct {
 	// Listen is the address and port clients connect to; port 0 picks a
 	// free one.
 	Listen string
+	// Credentials make the directory speak TLS, and only with daemons of the
+	// cluster whose certificate was not revoked. Nil means neither encryption
+	// nor authentication: for tests of other things.
+	Credentials *trust.Store
 	// Name names the etcd member in its log; empty means "podd".
 	Name string
 	// Log receives etcd's log: its warnings and errors as such, the rest at
@@ -57,7 +62,7 @@ func StartEmbedded(ctx context.Context, o EmbeddedOptions) (*Embedded, error) {
 	if o.Name == "" {
 		o.Name = "podd"
 	}
-	listen, err := listenURL(o.Listen)
+	listen, err := listenURL(o.Listen, o.Credentials != nil)
 	if err != nil {
 		return nil, err
 	}
@@ -109,6 +114,9 @@ func (e *Embedded) config(o EmbeddedOptions, listen url.URL, serving chan<- *grp
 	c.BootstrapDefragThresholdMegabytes = 64
 	c.EnableGRPCGateway = false
 	c.GRPCKeepAliveInterval, c.GRPCKeepAliveTimeout = 6*time.Second, 3*time.Second
+	if o.Credentials != nil {
+		secure(c, o.Credentials)
+	}
 	c.ServiceRegister = func(s *grpc.Server) { serving <- s }
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(slogCore{
 		log: o.Log.With("component", "etcd"), cap: zapcore.ErrorLevel, serving: &e.serving,
@@ -118,7 +126,7 @@ func (e *Embedded) config(o EmbeddedOptions, listen url.URL, serving chan<- *grp
 
 // listenURL accepts HOST:PORT. Port 0 is resolved here because etcd insists on
 // knowing its own URL beforehand.
-func listenURL(addr string) (url.URL, error) {
+func listenURL(addr string, secure bool) (url.URL, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return url.URL{}, fmt.Errorf("%w: directory listen address %q: %w", pod.ErrInvalid, addr, err)
@@ -132,6 +140,9 @@ func listenURL(addr string) (url.URL, error) {
 		if err := l.Close(); err != nil {
 			return url.URL{}, fmt.Errorf("finding a free port on %s: %w", host, err)
 		}
+	}
+	if secure {
+		return url.URL{Scheme: "https", Host: addr}, nil
 	}
 	return url.URL{Scheme: "http", Host: addr}, nil
 }

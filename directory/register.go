@@ -12,6 +12,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"podd/pod"
+	"podd/trust"
 )
 
 // Registration keeps a host or a proxy alive in the directory.
@@ -201,7 +202,8 @@ func (d *Directory) Host(ctx context.Context, name string) (*pod.Host, error) {
 	return h, nil
 }
 
-// RemoveHost forgets a host that will not come back. The error wraps
+// RemoveHost forgets a host that will not come back and revokes its
+// certificates, so that it can't come back by itself either. The error wraps
 // pod.ErrConflict while it is alive or any pod or unfinished move is bound to it.
 func (d *Directory) RemoveHost(ctx context.Context, name string) error {
 	return d.retry(ctx, "removing host "+name, func(ctx context.Context) error {
@@ -226,12 +228,16 @@ func (d *Directory) RemoveHost(ctx context.Context, name string) error {
 				return fmt.Errorf("%w: move %s of pod %s has not finished on host %s", pod.ErrConflict, m.ID, m.Pod, name)
 			}
 		}
+		conditions, changes, err := d.revocation(ctx, trust.Identity{Kind: trust.KindHost, Name: name})
+		if err != nil {
+			return err
+		}
 		// Nothing may have come to the host since: no pod or move written
 		// after the view, no lease.
-		return d.write(ctx, []clientv3.Cmp{
+		return d.write(ctx, append(conditions,
 			clientv3.Compare(clientv3.ModRevision(podPrefix).WithPrefix(), "<", v.Revision+1),
 			clientv3.Compare(clientv3.ModRevision(movePrefix).WithPrefix(), "<", v.Revision+1),
 			clientv3.Compare(clientv3.Version(hostAlive+name), "=", 0),
-		}, clientv3.OpDelete(hostPrefix+name))
+		), append(changes, clientv3.OpDelete(hostPrefix+name))...)
 	})
 }

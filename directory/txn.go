@@ -138,6 +138,8 @@ func (d *Directory) explain(ctx context.Context, what string, err error) error {
 		return fmt.Errorf("%s: %w: directory at %s: others kept changing the record for %s", what, pod.ErrUnavailable, d.endpoints, d.timeout)
 	case unavailable(err):
 		return fmt.Errorf("%s: %w: directory at %s: %s", what, pod.ErrUnavailable, d.endpoints, reason(err))
+	case denied(err):
+		return fmt.Errorf("%s: %w: directory at %s: %s", what, pod.ErrDenied, d.endpoints, status.Convert(err).Message())
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return fmt.Errorf("%s: %w: directory at %s: %w", what, pod.ErrExhausted, d.endpoints, err)
 	}
@@ -155,6 +157,13 @@ func unavailable(err error) bool {
 		return true
 	}
 	return false
+}
+
+// denied reports whether the directory does not take this client for one of the
+// cluster's daemons.
+func denied(err error) bool {
+	s, ok := status.FromError(err)
+	return ok && (s.Code() == codes.PermissionDenied || s.Code() == codes.Unauthenticated)
 }
 
 func errorCode(err error) codes.Code {

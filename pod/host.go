@@ -14,6 +14,8 @@ type Host struct {
 	Physical netip.Addr `json:"physical"`
 	// API is the address and port other daemons reach podd at.
 	API netip.AddrPort `json:"api"`
+	// Issuer says that the daemon has the cluster's certificate authority.
+	Issuer bool `json:"issuer,omitempty"`
 	// Kernel is the release, CRIU the version as MMmmss (40201 is 4.2.1),
 	// 0 when there is none; CPU the model name.
 	Kernel string `json:"kernel"`
@@ -36,6 +38,8 @@ type Proxy struct {
 	Physical netip.Addr `json:"physical"`
 	// API is the address and port daemons reach podproxy at.
 	API netip.AddrPort `json:"api"`
+	// Issuer is as a host's.
+	Issuer bool `json:"issuer,omitempty"`
 	// Zone is the DNS zone pods are named in, without a trailing dot.
 	Zone string `json:"zone"`
 	// PublicPrefix is paired 1:1 with VirtualPrefix.

@@ -342,6 +342,12 @@ func (s *Store) SetInfo(info ClusterInfo) error {
 // Dir is the directory that the credentials are in.
 func (s *Store) Dir() string { return s.dir }
 
+// Paths are the files of the certificate, its key and the authority, for
+// programs that read them themselves. Replace changes the first.
+func (s *Store) Paths() (certificate, key, authority string) {
+	return filepath.Join(s.dir, certificateFile), filepath.Join(s.dir, keyFile), filepath.Join(s.dir, authorityFile)
+}
+
 // Identity is who this member is.
 func (s *Store) Identity() Identity {
 	s.mu.RLock()

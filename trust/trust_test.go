@@ -125,6 +125,12 @@ func TestHandshake(t *testing.T) {
 		{"a host", a.ClientTLS("p.proxy.podd"), hostA, ""},
 		{"a user", user.ClientTLS(DaemonName), jane, ""},
 		{"the directory", a.ClientTLS(DirectoryName), hostA, ""},
+		{"the directory at another name", func() *tls.Config {
+			c := a.DirectoryTLS()
+			c.ServerName = "127.0.0.1"
+			return c
+		}(), hostA, ""},
+		{"a directory of another cluster", stranger.DirectoryTLS(), Identity{}, "unknown authority"},
 		{"another name", a.ClientTLS("b.host.podd"), Identity{}, "not b.host.podd"},
 		{"another cluster", stranger.ClientTLS("p.proxy.podd"), Identity{}, "unknown authority"},
 		{"nobody", &tls.Config{InsecureSkipVerify: true}, Identity{}, "not authenticated"},
@@ -153,6 +159,15 @@ func TestUserIsNoServer(t *testing.T) {
 	a, user := join(t, proxy, hostA, 0), join(t, proxy, jane, 0)
 	if _, err := handshake(t, user.ServerTLS(), a.ClientTLS("jane.user.podd"), user); err == nil {
 		t.Error("a user's certificate was taken for a server's")
+	}
+}
+
+// TestDirectoryIsItself: no other daemon is taken for the directory.
+func TestDirectoryIsItself(t *testing.T) {
+	proxy := newCluster(t)
+	a := join(t, proxy, hostA, 0)
+	if _, err := handshake(t, a.ServerTLS(), proxy.DirectoryTLS(), a); !errors.Is(err, pod.ErrUntrusted) {
+		t.Errorf("a host that plays the directory: %v", err)
 	}
 }
 
