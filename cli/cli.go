@@ -37,6 +37,7 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 	err := p.execute(ctx, args)
 	if p.connected != nil {
+		p.connected.renew(ctx)
 		p.connected.close()
 	}
 	var ended signalError
@@ -79,8 +80,9 @@ Exit codes: 125 podctl or podd failed or the usage is wrong, 126 the command
 in the pod can't be executed, 127 it isn't found, otherwise the command's own.
 
 Environment: PODCTL_CONTEXT names the context, PODCTL_HOST gives an address
-(unix:///run/podd/podd.sock or http://HOST:7443). Flags win over them, and they
-win over the context that "podctl context use" chose.`,
+(unix:///run/podd/podd.sock, or https://HOST:7443 to be shown the context's
+certificate). Flags win over them, and they win over the context that "podctl
+context use" chose.`,
 		examples: []string{
 			"podctl run -d --name alice -- python3 -m http.server",
 			"podctl ps",
@@ -94,7 +96,7 @@ win over the context that "podctl context use" chose.`,
 			p.execCommand(), p.attachCommand(), p.stopCommand(), p.killCommand(),
 			p.rmCommand(), p.waitCommand(),
 			p.moveCommand(),
-			p.hostCommand(), p.imageCommand(),
+			p.hostCommand(), p.imageCommand(), p.clusterCommand(),
 			p.labCommand(), p.demoCommand(),
 			p.contextCommand(), p.versionCommand(), p.completionCommand(),
 		},
@@ -122,15 +124,15 @@ func (p *podctl) app() *cli.App {
 	}
 }
 
-// client connects to the podd that the flags, environment and configuration
+// client connects to the daemon that the flags, environment and configuration
 // choose. It is made once.
 func (p *podctl) client() (*client, error) {
 	if p.connected == nil {
-		address, err := p.connection.resolve(os.Getenv)
+		target, err := p.connection.resolve(os.Getenv)
 		if err != nil {
 			return nil, err
 		}
-		p.connected = newClient(address)
+		p.connected = newClient(target)
 	}
 	return p.connected, nil
 }

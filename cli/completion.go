@@ -111,7 +111,7 @@ func completeContexts(context.Context, *podctl) []candidate {
 	}
 	var out []candidate
 	for _, v := range config.views() {
-		out = append(out, candidate{v.Name, v.Host})
+		out = append(out, candidate{v.Name, strings.Join(v.Hosts, ", ")})
 	}
 	return out
 }
@@ -136,6 +136,8 @@ var flagCompleters = map[string]completer{
 	"host":     completeHosts,
 	"image":    completeImages,
 	"output":   completeWords("table", "wide", "json", "yaml", "name"),
+	"role":     completeWords("viewer", "operator", "admin"),
+	"kind":     completeWords("host", "proxy"),
 	"signal":   completeWords("TERM", "KILL", "HUP", "INT", "QUIT", "USR1", "USR2", "STOP", "CONT"),
 }
 

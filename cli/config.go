@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/renameio/v2"
 	"github.com/pelletier/go-toml/v2"
+
+	"podd/pod"
 )
 
 // config is what podctl remembers between invocations: the contexts.
@@ -18,23 +20,38 @@ type config struct {
 	Contexts map[string]contextConfig `toml:"contexts,omitempty"`
 }
 
-// contextConfig is one named podd.
+// contextConfig is one named daemon of this machine, or a cluster.
 type contextConfig struct {
-	// Host is its address: unix:///PATH or http://HOST:PORT.
-	Host string `toml:"host"`
+	// Host is the address of a daemon's socket: unix:///PATH.
+	Host string `toml:"host,omitempty"`
+	// Hosts are the addresses of a cluster's daemons, to be asked in turn:
+	// https://HOST:PORT. The credentials are in credentialsDir.
+	Hosts []string `toml:"hosts,omitempty"`
 	// Previous is the context that was in use before this one, where it is to
 	// be chosen again when this one is removed.
 	Previous string `toml:"previous,omitempty"`
 }
 
-// configPath is where the configuration is kept (XDG base directory
-// specification).
-func configPath() (string, error) {
+// configDir is where podctl keeps its configuration and credentials (XDG base
+// directory specification).
+func configDir() (string, error) {
 	dir, err := os.UserConfigDir()
 	if err != nil {
 		return "", fmt.Errorf("finding the configuration directory: %w", err)
 	}
-	return filepath.Join(dir, "podctl", "config.toml"), nil
+	return filepath.Join(dir, "podctl"), nil
+}
+
+// credentialsDir has the key and certificate of a context.
+func credentialsDir(context string) (string, error) {
+	dir, err := configDir()
+	return filepath.Join(dir, "credentials", context), err
+}
+
+// configPath is where the configuration is kept.
+func configPath() (string, error) {
+	dir, err := configDir()
+	return filepath.Join(dir, "config.toml"), err
 }
 
 // loadConfig reads the configuration; a file that does not exist is an empty one.
@@ -61,11 +78,31 @@ func loadConfig() (*config, error) {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
 	for name, context := range c.Contexts {
-		if _, err := parseAddress(context.Host); err != nil {
+		if err := pod.ValidateName(name); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", path, err)
+		}
+		if err := context.check(); err != nil {
 			return nil, fmt.Errorf("reading %s: context %s: %w", path, name, err)
 		}
 	}
 	return c, nil
+}
+
+// check looks at what a user may have edited.
+func (c contextConfig) check() error {
+	if (c.Host == "") == (len(c.Hosts) == 0) {
+		return fmt.Errorf("%w: want one of host and hosts", pod.ErrInvalid)
+	}
+	for _, text := range c.addresses() {
+		a, err := parseAddress(text)
+		if err != nil {
+			return err
+		}
+		if socket := a.network == "unix"; socket != (c.Host != "") {
+			return fmt.Errorf("%w: %s: host is a socket, hosts are addresses with https", pod.ErrInvalid, text)
+		}
+	}
+	return nil
 }
 
 // save replaces the configuration file in one step. Only the user may read it.

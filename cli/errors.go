@@ -3,7 +3,6 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 
 	"podd/pod"
@@ -60,6 +59,8 @@ func (p *podctl) exitCode(err error) int {
 // of their own.
 func invocationCode(err error) int {
 	switch text := err.Error(); {
+	case errors.Is(err, pod.ErrDenied):
+		return exitError // by podd, not by the kernel
 	case strings.Contains(text, "executable file not found"):
 		return exitNotFound
 	case strings.Contains(text, "exec") && strings.Contains(text, "permission denied"):
@@ -86,12 +87,12 @@ func (p *podctl) hint(err error) string {
 		return hinted.hint
 	case errors.As(err, &usage):
 		return strings.TrimSpace("podctl help "+usage.command.path()) + " shows how it is used"
-	case p.connected != nil && p.connected.unreachable.Load() != nil:
-		cause := *p.connected.unreachable.Load()
-		if errors.Is(cause, fs.ErrPermission) {
-			return fmt.Sprintf("%s belongs to root: run podctl as root, or as a member of the socket's group", p.connected.address)
-		}
-		return fmt.Sprintf("is podd running? asked %s", p.connected.address)
+	case p.connected != nil && p.connected.hint() != "":
+		return p.connected.hint()
+	case errors.Is(err, pod.ErrUnknownCaller):
+		return needToken
+	case errors.Is(err, pod.ErrDenied):
+		return "podctl cluster status shows who you are and your role"
 	case errors.Is(err, pod.ErrNotFound):
 		if p.current != nil && p.current.notFound != "" {
 			return p.current.notFound

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +30,11 @@ type server struct {
 	poddv1connect.UnimplementedHostServiceHandler
 	poddv1connect.UnimplementedImageServiceHandler
 	poddv1connect.UnimplementedMoveServiceHandler
+	poddv1connect.UnimplementedTrustServiceHandler
+
+	trust *fakeTrust
+	// tls is the address that is not a socket's.
+	tls string
 
 	mu       sync.Mutex
 	pods     map[string]*fakePod
@@ -48,7 +54,8 @@ type fakePod struct {
 	main   *process
 }
 
-// startServer serves on a unix socket until stop.
+// startServer serves on a unix socket, and over TLS, until stop. The cluster's
+// keys are beside the socket.
 func startServer(socket string) (s *server, stop func(), err error) {
 	s = &server{pods: map[string]*fakePod{}, sessions: map[string]*process{}}
 	mux := http.NewServeMux()
@@ -57,18 +64,28 @@ func startServer(socket string) (s *server, stop func(), err error) {
 	mux.Handle(poddv1connect.NewHostServiceHandler(s, options))
 	mux.Handle(poddv1connect.NewImageServiceHandler(s, options))
 	mux.Handle(poddv1connect.NewMoveServiceHandler(s, options))
+	mux.Handle(poddv1connect.NewTrustServiceHandler(s, options))
+	if s.trust, err = newFakeTrust(filepath.Dir(socket) + "/cluster"); err != nil {
+		return nil, nil, err
+	}
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		return nil, nil, err
 	}
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	httpServer := &http.Server{Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	handler := s.identify(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		s.routes = append(s.routes, r.Header.Get(api.RouteHeader))
 		s.mu.Unlock()
 		mux.ServeHTTP(w, r)
-	})}
+	}))
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	httpServer := &http.Server{Protocols: protocols, Handler: handler}
+	address, stopTLS, err := s.serveTLS(handler)
+	if err != nil {
+		return nil, nil, errors.Join(err, listener.Close())
+	}
+	s.tls = address
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -77,6 +94,7 @@ func startServer(socket string) (s *server, stop func(), err error) {
 	return s, func() {
 		httpServer.Close()
 		<-served
+		stopTLS()
 	}, nil
 }
 
@@ -332,7 +350,12 @@ func (s *server) Exec(ctx context.Context, stream *connect.BidiStream[poddv1.Exe
 
 func (s *server) ListHosts(context.Context, *connect.Request[poddv1.ListHostsRequest]) (*connect.Response[poddv1.ListHostsResponse], error) {
 	out := &poddv1.ListHostsResponse{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for name, address := range hostAddress {
+		if s.trust.removed[name] {
+			continue
+		}
 		h := pod.Host{
 			Name: name, Physical: netip.MustParseAddr(address), API: netip.MustParseAddrPort(address + ":7443"), Kernel: "6.18.0",
 			CRIU: 40201, CPU: "Test CPU", Version: "0.1.0", MemoryBytes: 8 << 30, CPUs: 2, Alive: name != "odd",

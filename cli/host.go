@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bufio"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	poddv1 "podd/api/podd/v1"
+	"podd/pod"
 )
 
 var hostListing = listing[hostView]{
@@ -33,17 +36,72 @@ func (p *podctl) hostCommand() *command {
 	return &command{
 		name: "host", category: "Hosts and images", usage: "the hosts that pods run on",
 		description: "A host is a machine that runs podd and has joined the cluster.",
-		examples:    []string{"podctl host ls"},
-		subcommands: []*command{{
-			name: "ls", aliases: []string{"list"}, usage: "list hosts",
-			description: "Lists the hosts of the cluster, those that are down too.",
-			examples: []string{
-				"podctl host ls",
-				"podctl host ls -o wide",
+		examples:    []string{"podctl host ls", "podctl host rm c"},
+		subcommands: []*command{
+			{
+				name: "ls", aliases: []string{"list"}, usage: "list hosts",
+				description: "Lists the hosts of the cluster, those that are down too.",
+				examples: []string{
+					"podctl host ls",
+					"podctl host ls -o wide",
+				},
+				flags:  []cli.Flag{outputFlag()},
+				action: p.hostList,
 			},
-			flags:  []cli.Flag{outputFlag()},
-			action: p.hostList,
-		}},
+			{
+				name: "rm", args: "HOST...", min: 1, max: unlimited, completes: []completer{completeHosts},
+				usage: "forget hosts that will not come back", notFound: "podctl host ls lists the hosts",
+				description: `Forgets hosts and revokes their certificates: from now on every daemon and the
+directory refuse them. A host must be down, and no pod may be on it: move its
+pods away and stop its podd first. To come back it needs a new token.`,
+				examples: []string{"podctl host rm c", "podctl host rm --yes b c"},
+				flags: []cli.Flag{
+					&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask whether that is meant"},
+				},
+				action: p.hostRemove,
+			},
+		},
+	}
+}
+
+func (p *podctl) hostRemove(c *cli.Context) error {
+	if !c.Bool("yes") {
+		question := fmt.Sprintf("Forget %s and revoke its certificate?", strings.Join(c.Args().Slice(), ", "))
+		sure, err := p.confirm(c.Context, question)
+		if err != nil {
+			return err
+		}
+		if !sure {
+			fmt.Fprintln(p.stderr, "nothing was done")
+			return exitStatus(exitError)
+		}
+	}
+	return p.forEach(c, "removing host", func(ctx context.Context, client *client, name string) error {
+		_, err := client.hosts.RemoveHost(ctx, connect.NewRequest(&poddv1.RemoveHostRequest{Name: name}))
+		return err
+	})
+}
+
+// confirm asks a question on the terminal. Without one, nobody can answer.
+func (p *podctl) confirm(ctx context.Context, question string) (bool, error) {
+	if !isTerminal(p.stdin) {
+		return false, &hintedError{fmt.Errorf("%w: %s standard input is no terminal to ask on", pod.ErrInvalid, question), "--yes answers beforehand"}
+	}
+	fmt.Fprint(p.stderr, question+" [y/N] ")
+	// A signal must not wait for the answer.
+	answers := make(chan string, 1)
+	go func() {
+		answer, err := bufio.NewReader(p.stdin).ReadString('\n')
+		if err != nil {
+			answer = ""
+		}
+		answers <- strings.ToLower(strings.TrimSpace(answer))
+	}()
+	select {
+	case answer := <-answers:
+		return answer == "y" || answer == "yes", nil
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
 	}
 }
 

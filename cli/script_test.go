@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"podd/cli"
+	"podd/trust"
 )
 
 // quickRaceExit keeps programs built with the race detector from sleeping for a
@@ -34,17 +36,18 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			socket := filepath.Join(env.WorkDir, "podd.sock")
-			_, stop, err := startServer(socket)
+			server, stop, err := startServer(socket)
 			if err != nil {
 				return err
 			}
 			env.Defer(stop)
-			env.Vars = append(env.Vars, "PODCTL_HOST=unix://"+socket, "SOCKET="+socket,
+			env.Vars = append(env.Vars, "PODCTL_HOST=unix://"+socket, "SOCKET="+socket, "URL=https://"+server.tls,
 				"XDG_CONFIG_HOME="+filepath.Join(env.WorkDir, "config"), "HOME="+env.WorkDir, quickRaceExit)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"status": runForStatus,
+			"status":       runForStatus,
+			"othercluster": replaceCredentials,
 		},
 	})
 }
@@ -68,4 +71,25 @@ func runForStatus(ts *testscript.TestScript, negated bool, args []string) {
 	if got != want {
 		ts.Fatalf("%s exited with %d, want %d", fmt.Sprint(args[1:]), got, want)
 	}
+}
+
+// replaceCredentials is the script command "othercluster DIR": the credentials
+// there are from now on a user's of a cluster that nobody else is in.
+func replaceCredentials(ts *testscript.TestScript, negated bool, args []string) {
+	if negated || len(args) != 1 {
+		ts.Fatalf("usage: othercluster DIR")
+	}
+	cluster, err := newFakeTrust(ts.MkAbs("other"))
+	ts.Check(err)
+	_, key, err := ed25519.GenerateKey(nil)
+	ts.Check(err)
+	request, err := trust.NewRequest(key)
+	ts.Check(err)
+	chain, _, err := cluster.authority.Issue(request, trust.Profile{
+		Identity: trust.Identity{Kind: trust.KindUser, Name: "mallory", Role: trust.RoleAdmin},
+	})
+	ts.Check(err)
+	ts.Check(os.RemoveAll(ts.MkAbs(args[0])))
+	_, err = trust.Create(ts.MkAbs(args[0]), trust.Membership{Key: key, Chain: chain, Authority: cluster.store.AuthorityPEM()})
+	ts.Check(err)
 }

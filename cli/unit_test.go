@@ -170,13 +170,13 @@ func TestParseSignal(t *testing.T) {
 func TestParseAddress(t *testing.T) {
 	for text, want := range map[string]string{
 		"/run/x.sock": "unix:///run/x.sock", "unix:///run/x.sock": "unix:///run/x.sock",
-		"http://10.0.0.1:7443": "http://10.0.0.1:7443", "tcp://[::1]:7443/": "http://[::1]:7443",
+		"https://10.0.0.1:7443": "https://10.0.0.1:7443", "https://[::1]:7443/": "https://[::1]:7443",
 	} {
 		if got, err := parseAddress(text); err != nil || got.String() != want {
 			t.Errorf("%s: got %s, %v; want %s", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "relative", "http://host", "https://host:1", "http://host:1/path", "unix://x/y"} {
+	for _, text := range []string{"", "relative", "https://host", "http://host:1", "tcp://host:1", "https://host:1/path", "unix://x/y"} {
 		if got, err := parseAddress(text); !errors.Is(err, pod.ErrInvalid) {
 			t.Errorf("%q is taken for %s", text, got)
 		}
@@ -187,7 +187,7 @@ func TestConfigIsPrivateAndRestoresThePreviousContext(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_CONFIG_HOME", dir)
 	err := editConfig(func(c *config) error {
-		c.set("site", contextConfig{Host: "http://h:1"})
+		c.set("site", contextConfig{Hosts: []string{"https://h:1"}})
 		c.Current = "site"
 		c.set("lab", contextConfig{Host: "unix:///s", Previous: c.Current})
 		c.Current = "lab"
@@ -204,7 +204,7 @@ func TestConfigIsPrivateAndRestoresThePreviousContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := loadConfig()
-	want := &config{Current: "site", Contexts: map[string]contextConfig{"site": {Host: "http://h:1"}}}
+	want := &config{Current: "site", Contexts: map[string]contextConfig{"site": {Hosts: []string{"https://h:1"}}}}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Fatalf("%v\n%s", err, diff)
 	}

@@ -143,7 +143,8 @@ func TestNotRoot(t *testing.T) {
 func TestNoDaemon(t *testing.T) {
 	for address, words := range map[string][]string{
 		"unix:///nowhere/podd.sock": {"/nowhere/podd.sock", "is podd running?"},
-		"http://127.0.0.1:9":        {"127.0.0.1:9", "is podd running?"},
+		"http://127.0.0.1:9":        {"127.0.0.1:9", "TLS only", "https://"},
+		"https://127.0.0.1:9":       {"127.0.0.1:9", "no certificate", "podctl context add"},
 		"gopher://127.0.0.1":        {"gopher"},
 	} {
 		cmd := podctlCommand(bounded(t), "a", "ps")
