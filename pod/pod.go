@@ -207,8 +207,15 @@ type Pod struct {
 	// TriedEpoch is the highest epoch that any move of the pod was given,
 	// committed or not. An epoch is never given twice.
 	TriedEpoch Epoch `json:"triedEpoch,omitempty"`
-	// Reason explains PhaseFailed.
+	// Reason explains PhaseFailed, and PhaseStopped if the main command did not
+	// end by itself.
 	Reason string `json:"reason,omitempty"`
+	// Checkpoint is, in PhaseStopped, the ID of the checkpoint file that the pod
+	// was written into and can go on from; empty when it just ended.
+	Checkpoint string `json:"checkpoint,omitempty"`
+	// Continues is, in PhaseCreating, the ended incarnation that a restore is
+	// to replace. It comes back should the restore fail.
+	Continues *Ended `json:"continues,omitempty"`
 	// ExitCode is the main command's, valid in PhaseStopped: 0 to 255,
 	// 128+n for signal n.
 	ExitCode int `json:"exitCode,omitempty"`
@@ -218,6 +225,13 @@ type Pod struct {
 	CreatedAt time.Time `json:"createdAt"`
 	StartedAt time.Time `json:"startedAt,omitzero"`
 	StoppedAt time.Time `json:"stoppedAt,omitzero"`
+}
+
+// Ended is an incarnation of a pod that has no processes any more.
+type Ended struct {
+	Binding Binding `json:"binding"`
+	// Phase is PhaseStopped or PhaseFailed.
+	Phase Phase `json:"phase"`
 }
 
 // Name is the pod's name.
