@@ -63,7 +63,8 @@ type DumpOptions struct {
 // DumpResult is what a dump measured.
 type DumpResult struct {
 	// FrozenAt is when the freeze began: no process of the pod runs from
-	// about then on.
+	// about then on. Attempts that were given up, because a program was just
+	// being started, came before.
 	FrozenAt time.Time
 	// Freeze is how long freezing took, Dump how long everything from
 	// FrozenAt to the hold.
@@ -292,8 +293,7 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 		case "":
 			return nil, errDumpFailed
 		case "pre-dump":
-			result.FrozenAt = time.Now()
-			err = d.freezeBetweenSpawns(ctx)
+			result.FrozenAt, err = d.freezeBetweenSpawns(ctx)
 			result.Freeze = time.Since(result.FrozenAt)
 			if err == nil && d.seizeRunning {
 				err = d.options.Hooks.Thaw()

@@ -19,6 +19,11 @@ type RestoreHooks struct {
 	// JoinCgroup puts process pid, which is CRIU, into the pod's cgroups.
 	// Everything restored is born there. It is called by PrepareRestore.
 	JoinCgroup func(pid int) error
+	// Adopt writes down that pid is the pod's init, so that whoever comes after
+	// this process finds it. Run calls it as soon as init exists, in a
+	// goroutine of its own so that nothing waits for a disk, and fails if it
+	// fails: at the hold it has been done. Nil means nothing is written.
+	Adopt func(pid int) error
 	// Release lets the pod's packets through. It is called by Commit when
 	// everything but the last step is done. If it fails the pod runs
 	// nevertheless, for there is no way back, and Commit returns the error.
@@ -59,6 +64,9 @@ type Restore struct {
 	// pid is the restored init, a child of this process, or 0.
 	pid    int
 	initFD *os.File
+	// adopting is the call of Hooks.Adopt, whose error is adoptErr.
+	adopting sync.WaitGroup
+	adoptErr error
 }
 
 type restoreState int
@@ -141,8 +149,8 @@ func (r *Restore) release() {
 func (r *Restore) Exited() <-chan struct{} { return r.worker.exited }
 
 // Run restores the pod and returns at the hold with the pid of its init, as
-// this process sees it: everything is in place, no process of the pod has run,
-// and no packet was sent. Init is a child of this process. On an error, which
+// this process sees it: everything is in place, adopted, no process of the pod
+// has run, and no packet was sent. Init is a child of this process. On an error, which
 // ctx may cause at any time, nothing is left and the Restore is over. The
 // error contains a *CRIUError if CRIU was the one to fail.
 func (r *Restore) Run(ctx context.Context) (pid int, err error) {
@@ -194,7 +202,8 @@ func (r *Restore) run(ctx context.Context) error {
 			}
 		case "post-restore":
 			r.log.Debug("pod is restored and held", "restore", time.Since(started), "pid", r.pid)
-			return nil
+			r.adopting.Wait()
+			return r.adoptErr
 		}
 		if err := r.worker.answer(true); err != nil {
 			return err
@@ -229,5 +238,8 @@ func (r *Restore) adopt(pid int) error {
 		return fmt.Errorf("finding the restored process %d: %w", pid, err)
 	}
 	r.pid, r.initFD = pid, os.NewFile(uintptr(fd), "pidfd")
+	if r.options.Hooks.Adopt != nil {
+		r.adopting.Go(func() { r.adoptErr = r.options.Hooks.Adopt(pid) })
+	}
 	return nil
 }

@@ -28,6 +28,7 @@ func (r *Restore) fail(err error) error {
 // not kill because it was killed itself.
 func (r *Restore) rollBack() error {
 	r.state = restoreOver
+	r.adopting.Wait()
 	r.worker.stop()
 	var err error
 	if r.requested && r.pid == 0 {

@@ -29,33 +29,34 @@ const (
 // moments are short, but a busy shell has many.
 //
 // When there is no such moment within spawnLimit the pod is left frozen, and
-// CRIU has its try.
-func (d *Dump) freezeBetweenSpawns(ctx context.Context) error {
+// CRIU has its try. since is when the freeze began that lasts.
+func (d *Dump) freezeBetweenSpawns(ctx context.Context) (since time.Time, err error) {
 	begin := time.Now()
 	for pause := spawnPause; ; pause = min(2*pause, spawnPauseMost) {
+		since = time.Now()
 		if err := d.freeze(ctx); err != nil {
-			return err
+			return since, err
 		}
 		if d.options.FreezeCgroup == "" {
-			return nil
+			return since, nil
 		}
 		pid, err := spawning(d.options.FreezeCgroup)
 		if err != nil {
-			return fmt.Errorf("looking for programs that are being started: %w", err)
+			return since, fmt.Errorf("looking for programs that are being started: %w", err)
 		}
 		if pid == 0 {
-			return nil
+			return since, nil
 		}
 		if time.Since(begin) > spawnLimit {
 			d.log.Debug("a process does not get to execute its program", "pid", pid)
-			return nil
+			return since, nil
 		}
 		if err := d.options.Hooks.Thaw(); err != nil {
-			return err
+			return since, err
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return since, context.Cause(ctx)
 		case <-time.After(pause):
 		}
 	}

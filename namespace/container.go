@@ -24,6 +24,9 @@ import (
 type Config struct {
 	Spec  pod.Spec  `json:"spec"`
 	Epoch pod.Epoch `json:"epoch"`
+	// Label is the incarnation's, which no other one ever had: a pod that was
+	// removed and made again has the same name and epoch. 0 in old records.
+	Label pod.Label `json:"label,omitempty"`
 	// NetNS is the path of the network namespace the pod is to be in.
 	NetNS string `json:"netNS"`
 	// Address is the pod's own, for its /etc/hosts; Nameserver and Search (the

@@ -18,12 +18,12 @@ func TestID(t *testing.T) {
 	if id := ID("alice", 12); id != "alice.12" {
 		t.Errorf("got %q", id)
 	}
-	name, epoch, ok := parseID("alice.12")
+	name, epoch, ok := ParseID("alice.12")
 	if name != "alice" || epoch != 12 || !ok {
 		t.Errorf("got %q, %d, %v", name, epoch, ok)
 	}
 	for _, id := range []string{"", "alice", "alice.", ".1", "alice.01", "alice.-1", "alice.1.2", "Alice.1", "alice.18446744073709551616", "../x.1"} {
-		if _, _, ok := parseID(id); ok {
+		if _, _, ok := ParseID(id); ok {
 			t.Errorf("%q is taken for an ID", id)
 		}
 	}

@@ -205,6 +205,16 @@ func (c *Container) Wait(ctx context.Context) (int, error) {
 	return status, nil
 }
 
+// Exited returns the exit status that the main command left when it ended, like
+// Wait. ok is false if it has left none: it runs, never ran, or the init was
+// killed.
+func (c *Container) Exited() (status int, ok bool, err error) {
+	if _, running := c.PID(); running {
+		return 0, false, nil
+	}
+	return c.recordedStatus()
+}
+
 // awaitExit waits for the process with the runtime's poller.
 func awaitExit(ctx context.Context, pidfd *os.File) error {
 	// A descriptor of its own: its deadline is this caller's alone.
@@ -238,29 +248,38 @@ func awaitExit(ctx context.Context, pidfd *os.File) error {
 	return err
 }
 
-// exitStatus reads what the init left behind. It leaves nothing when it is
-// killed itself.
+// exitStatus is the recorded status, or ExitKilled if there is none.
 func (c *Container) exitStatus() (int, error) {
+	status, ok, err := c.recordedStatus()
+	if err == nil && !ok {
+		return ExitKilled, nil
+	}
+	return status, err
+}
+
+// recordedStatus reads what the init left behind. It leaves nothing when it is
+// killed itself.
+func (c *Container) recordedStatus() (status int, ok bool, err error) {
 	upper, err := openDir(c.paths.upper)
 	if err != nil {
-		return 0, fmt.Errorf("reading the exit status: %w", err)
+		return 0, false, fmt.Errorf("reading the exit status: %w", err)
 	}
 	defer upper.Close()
 	f, err := openRegular(upper, initDir+"/exit", false)
 	if errors.Is(err, fs.ErrNotExist) {
-		return ExitKilled, nil
+		return 0, false, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("reading the exit status: %w", err)
+		return 0, false, fmt.Errorf("reading the exit status: %w", err)
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, 8))
 	if err != nil {
-		return 0, fmt.Errorf("reading the exit status: %w", err)
+		return 0, false, fmt.Errorf("reading the exit status: %w", err)
 	}
-	status, err := strconv.ParseUint(string(bytes.TrimSpace(text)), 10, 8)
+	code, err := strconv.ParseUint(string(bytes.TrimSpace(text)), 10, 8)
 	if err != nil {
-		return 0, fmt.Errorf("reading the exit status: %w", err)
+		return 0, false, fmt.Errorf("reading the exit status: %w", err)
 	}
-	return int(status), nil
+	return int(code), true, nil
 }

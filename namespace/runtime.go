@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -101,8 +102,8 @@ func ID(name string, epoch pod.Epoch) string {
 	return name + "." + strconv.FormatUint(uint64(epoch), 10)
 }
 
-// parseID is the inverse of ID.
-func parseID(id string) (name string, epoch pod.Epoch, ok bool) {
+// ParseID is the inverse of ID.
+func ParseID(id string) (name string, epoch pod.Epoch, ok bool) {
 	name, number, _ := strings.Cut(id, ".")
 	n, err := strconv.ParseUint(number, 10, 64)
 	return name, pod.Epoch(n), err == nil && pod.ValidateName(name) == nil && ID(name, pod.Epoch(n)) == id
@@ -155,7 +156,7 @@ func (r *Runtime) List() ([]*Container, error) {
 	}
 	var list []*Container
 	for _, entry := range entries {
-		name, epoch, ok := parseID(entry.Name())
+		name, epoch, ok := ParseID(entry.Name())
 		if !ok {
 			continue
 		}
@@ -169,34 +170,63 @@ func (r *Runtime) List() ([]*Container, error) {
 	return list, nil
 }
 
-// Cleanup destroys every container, whole or in pieces, that keep does not
-// want: what a crash or a lost race left behind. Processes are killed, files
-// deleted.
-func (r *Runtime) Cleanup(ctx context.Context, keep func(name string, epoch pod.Epoch) bool) error {
-	ids := map[string]bool{}
-	for _, dir := range append([]string{
-		filepath.Join(r.opts.StateDir, "pods"),
-		filepath.Join(r.opts.RunDir, "containers"),
-		filepath.Join(r.opts.RunDir, "libcontainer"),
-	}, cgroupDirs(r.opts.CgroupParent)...) {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("looking for leftovers: %w", err)
-		}
-		for _, entry := range entries {
-			if name, epoch, ok := parseID(entry.Name()); ok && entry.IsDir() && !keep(name, epoch) {
-				ids[entry.Name()] = true
+// Remains says what this host has of one incarnation.
+type Remains struct {
+	Name  string
+	Epoch pod.Epoch
+	// Live says that there is what only a running pod needs: mounts, a cgroup.
+	Live bool
+}
+
+// Remains finds everything that any container has left, whole or in pieces, by
+// its name alone.
+func (r *Runtime) Remains() ([]Remains, error) {
+	found := map[string]Remains{}
+	look := func(live bool, dirs ...string) error {
+		for _, dir := range dirs {
+			entries, err := os.ReadDir(dir)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("looking for containers: %w", err)
+			}
+			for _, entry := range entries {
+				if name, epoch, ok := ParseID(entry.Name()); ok && entry.IsDir() {
+					id := entry.Name()
+					found[id] = Remains{Name: name, Epoch: epoch, Live: live || found[id].Live}
+				}
 			}
 		}
+		return nil
 	}
-	var errs []error
-	for id := range ids {
-		c := r.container(id)
-		if err := c.readRecord(); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			r.opts.Log.Warn("a container's record is damaged; removing what follows from its name", "container", id, "error", err)
+	err := errors.Join(
+		look(false, filepath.Join(r.opts.StateDir, "pods")),
+		look(true, filepath.Join(r.opts.RunDir, "containers"), filepath.Join(r.opts.RunDir, "libcontainer")),
+		look(true, cgroupDirs(r.opts.CgroupParent)...),
+	)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Collect(maps.Values(found)), nil
+}
+
+// Remove destroys one incarnation, whole or in pieces, as a crash or a lost
+// race may have left it: processes are killed, files deleted. It does nothing
+// when there is none.
+func (r *Runtime) Remove(ctx context.Context, name string, epoch pod.Epoch) error {
+	c := r.container(ID(name, epoch))
+	if err := c.readRecord(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		r.opts.Log.Warn("a container's record is damaged; removing what follows from its name", "container", c.id, "error", err)
+	}
+	return c.Destroy(ctx)
+}
+
+// Cleanup removes every container, whole or in pieces, that keep does not want.
+func (r *Runtime) Cleanup(ctx context.Context, keep func(name string, epoch pod.Epoch) bool) error {
+	remains, err := r.Remains()
+	errs := []error{err}
+	for _, c := range remains {
+		if !keep(c.Name, c.Epoch) {
+			errs = append(errs, r.Remove(ctx, c.Name, c.Epoch))
 		}
-		r.opts.Log.Info("removing a leftover container", "container", id)
-		errs = append(errs, c.Destroy(ctx))
 	}
 	return errors.Join(errs...)
 }

@@ -2,6 +2,7 @@ package podd
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"podd/namespace"
@@ -18,8 +19,16 @@ func (d *Daemon) create(ctx context.Context, spec pod.Spec) (_ *pod.Pod, err err
 	if err != nil {
 		return nil, err
 	}
+	release, err := d.claim(ctx, spec.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	record, err := d.dir.CreatePod(ctx, spec, d.Name)
 	if err != nil {
+		if errors.Is(err, pod.ErrUnavailable) {
+			d.wakeReconcile() // there may be a record all the same
+		}
 		return nil, err
 	}
 	// A caller that goes away must not leave half a pod.
@@ -28,6 +37,7 @@ func (d *Daemon) create(ctx context.Context, spec pod.Spec) (_ *pod.Pod, err err
 	defer func() {
 		if err != nil {
 			if undo := d.remove(ctx, spec.Name, epoch); undo != nil {
+				d.wakeReconcile()
 				d.log.Error("undoing the creation of a pod failed", "pod", spec.Name, "error", undo)
 			}
 		}
@@ -71,7 +81,7 @@ func (d *Daemon) prepareContainer(ctx context.Context, spec pod.Spec, binding po
 		return nil, err
 	}
 	return d.runtime.Prepare(ctx, namespace.Config{
-		Spec: spec, Epoch: binding.Epoch, NetNS: d.netnsPath(spec.Name, binding.Epoch),
+		Spec: spec, Epoch: binding.Epoch, Label: binding.Label, NetNS: d.netnsPath(spec.Name, binding.Epoch),
 		Address: binding.Virtual, Nameserver: pod.Gateway, Search: cluster.Zone, Restore: restore,
 	})
 }

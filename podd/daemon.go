@@ -40,6 +40,11 @@ type Daemon struct {
 	engine    *checkpoint.Engine
 	engineErr error
 	digests   digestCache
+	claims    claims
+	// reconciler and drifts are the loop's that brings this host to what the
+	// directory says.
+	reconciler reconciler
+	drifts     drifts
 	// httpClient calls other daemons.
 	httpClient *http.Client
 

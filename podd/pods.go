@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"podd/api/podd/v1/poddv1connect"
 	"podd/namespace"
 	"podd/pod"
 )
@@ -63,6 +65,16 @@ func (p *localPod) awaitMove(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+}
+
+// over reports whether the pod has left or ended; somebody is about to forget it.
+func (p *localPod) over() bool {
+	select {
+	case <-p.gone:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -137,7 +149,7 @@ func (d *Daemon) recordExit(ctx context.Context, p *localPod, code int) error {
 	ended := time.Now().UTC()
 	for {
 		err := d.dir.UpdatePod(ctx, p.name, func(record *pod.Pod) error {
-			if record.Binding.Epoch != p.epoch {
+			if superseded(d.Name, record, p) {
 				return fmt.Errorf("%w: a newer incarnation exists", pod.ErrConflict)
 			}
 			record.Phase, record.ExitCode, record.StoppedAt = pod.PhaseStopped, code, ended
@@ -167,9 +179,15 @@ func (d *Daemon) removeWhenCollected(ctx context.Context, p *localPod) {
 	case <-ctx.Done():
 		return // the next start removes it
 	}
+	release, err := d.claim(ctx, p.name)
+	if err != nil {
+		return
+	}
+	defer release()
 	defer d.forget(p)
 	if err := d.remove(ctx, p.name, p.epoch); err != nil {
-		d.log.Error("removing a pod on exit failed", "pod", p.name, "error", err)
+		d.log.Error("removing a pod on exit failed; it is tried again", "pod", p.name, "error", err)
+		d.wakeReconcile()
 	}
 }
 
@@ -183,18 +201,19 @@ func (d *Daemon) endIncarnation(ctx context.Context, p *localPod) error {
 }
 
 // removeIncarnation removes every trace of one incarnation, files and all,
-// whether it ever ran or not.
+// whether it ever ran or not. Its NIC goes first: processes that die close their
+// connections, and nobody is to hear of it.
 func (d *Daemon) removeIncarnation(ctx context.Context, name string, epoch pod.Epoch) error {
 	network, err := d.net(ctx)
 	if err != nil {
 		return err
 	}
+	path := d.netnsPath(name, epoch)
+	if err := network.Detach(path); err != nil {
+		return err
+	}
 	// What a crash left may have no record; the names tell it all the same.
-	unwanted := func(n string, e pod.Epoch) bool { return n != name || e != epoch }
-	return errors.Join(
-		d.runtime.Cleanup(ctx, unwanted),
-		network.DeleteNamespace(d.netnsPath(name, epoch)),
-	)
+	return errors.Join(d.runtime.Remove(ctx, name, epoch), network.DeleteNamespace(path))
 }
 
 // remove deletes a pod that has no processes any more. The files go first: a
@@ -289,10 +308,11 @@ func (d *Daemon) removePod(ctx context.Context, name string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if record.Phase.Live() || record.Phase == pod.PhaseCreating {
-		if !force {
-			return fmt.Errorf("pod %s: %w: it is %s; stop it first or use --force", name, pod.ErrPhase, record.Phase)
-		}
+	if record.Binding.Host != d.Name {
+		return d.removeOrphan(ctx, record, force)
+	}
+	if (record.Phase.Live() || record.Phase == pod.PhaseCreating) && !force {
+		return fmt.Errorf("pod %s: %w: it is %s; stop it first or use --force", name, pod.ErrPhase, record.Phase)
 	}
 	if record.Phase.Live() {
 		p, err := d.settledPod(ctx, name)
@@ -307,11 +327,59 @@ func (d *Daemon) removePod(ctx context.Context, name string, force bool) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if p.left {
-			return fmt.Errorf("pod %s: %w: it has just moved to another host; try again", name, pod.ErrConflict)
+	}
+	release, err := d.claim(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	// It may have gone to another host, or have been removed and made anew.
+	epoch, label := record.Binding.Epoch, record.Binding.Label
+	if record, err = d.dir.Pod(ctx, name); err != nil {
+		return err
+	}
+	switch {
+	case record.Binding.Label != label:
+		return fmt.Errorf("pod %s: %w: it is on host %s now; try again", name, pod.ErrConflict, record.Binding.Host)
+	case record.Phase.Live():
+		return fmt.Errorf("pod %s: %w: it is %s; try again", name, pod.ErrConflict, record.Phase)
+	}
+	return d.remove(ctx, name, epoch)
+}
+
+// removeOrphan deletes the record of a pod whose host is down for good. Should
+// the host come back, or should it only be cut off, then what it has of the pod
+// speaks with a label that is nobody's any more, and its podd removes it.
+func (d *Daemon) removeOrphan(ctx context.Context, record *pod.Pod, force bool) error {
+	name := record.Name()
+	host, err := d.dir.Host(ctx, record.Binding.Host)
+	switch {
+	case err != nil && !errors.Is(err, pod.ErrNotFound):
+		return err
+	case err == nil && host.Alive:
+		return fmt.Errorf("pod %s: %w: it is on host %s, which has just come back; try again", name, pod.ErrConflict, host.Name)
+	case !force:
+		return fmt.Errorf("pod %s: %w: host %s, where it is, is down; if that host is gone for good, --force removes the pod with all that it had", name, pod.ErrUnavailable, record.Binding.Host)
+	}
+	if record.Move != "" {
+		// One that the target commits just now wins: the pod lives there.
+		err := d.dir.AbortMove(ctx, record.Move, pod.StageReserve, fmt.Errorf("pod %s was removed, because host %s is down", name, record.Binding.Host))
+		if err != nil && !errors.Is(err, pod.ErrNotFound) {
+			return fmt.Errorf("pod %s: %w; try again", name, err)
 		}
 	}
-	return d.remove(ctx, name, record.Binding.Epoch)
+	d.log.Warn("removing a pod whose host is down", "pod", name, "lost", record.Binding.Host, "epoch", record.Binding.Epoch)
+	return d.dir.DeletePod(ctx, name)
+}
+
+// servesHere reports whether a call about another host's pod is served by this
+// podd: the removal of a pod whose host is down.
+func (d *Daemon) servesHere(r *http.Request, host string) bool {
+	if r.URL.Path != poddv1connect.PodServiceRemovePodProcedure {
+		return false
+	}
+	h, err := d.dir.Host(r.Context(), host)
+	return errors.Is(err, pod.ErrNotFound) || err == nil && !h.Alive
 }
 
 // wait returns when a pod's main command has ended, with its exit code. The

@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"io/fs"
+	"os"
 	"time"
 
 	"podd/checkpoint"
@@ -18,8 +19,10 @@ import (
 // half-done.
 var errRestarted = errors.New("podd was restarted meanwhile")
 
-// recover brings this host to what the directory says: pods that live are
-// taken over, what ended is recorded, what is nobody's is removed.
+// recover is the first look of the reconcile loop, before anything is served:
+// moves that this host was part of are ended, and then the host is brought to
+// what the directory says. What can't be put right yet does not keep podd from
+// serving; the loop goes on trying.
 func (d *Daemon) recover(ctx context.Context) error {
 	fault.Watch(d.RunDir)
 	view, err := d.dir.View(ctx)
@@ -29,66 +32,13 @@ func (d *Daemon) recover(ctx context.Context) error {
 	if err := d.abortMoves(ctx, view); err != nil {
 		return err
 	}
-	// Aborting has changed the records.
-	if view, err = d.dir.View(ctx); err != nil {
+	d.noteUnclosed(view)
+	again, err := d.reconcile(ctx, true)
+	if err != nil {
 		return err
 	}
-	wanted := map[incarnation]bool{}
-	var failed []*pod.Pod
-	for _, record := range view.Pods {
-		if record.Binding.Host != d.Name {
-			continue
-		}
-		epoch := record.Binding.Epoch
-		wanted[incarnation{record.Name(), epoch}] = true
-		if err := d.recoverPod(ctx, view, record); err != nil {
-			d.log.Error("taking over a pod failed; it is tried again", "pod", record.Name(), "error", err)
-			failed = append(failed, record)
-		}
-	}
-	if err := d.removeLeftovers(ctx, wanted); err != nil {
-		return err
-	}
-	if err := d.removeImages(view, failed); err != nil {
-		return err
-	}
-	if len(failed) > 0 {
-		d.background(func(ctx context.Context) { d.recoverLater(ctx, failed) })
-	}
-	return d.finishMoves(ctx, view)
-}
-
-// recoverRetry is the pause between attempts to take over a pod.
-const recoverRetry = 2 * time.Second
-
-// recoverLater goes on taking over pods, as the proxy may be missing, or memory.
-func (d *Daemon) recoverLater(ctx context.Context, pods []*pod.Pod) {
-	for len(pods) > 0 {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(recoverRetry):
-		}
-		view, err := d.dir.View(ctx)
-		if err != nil {
-			d.log.Warn("taking over pods has to wait", "error", err)
-			continue
-		}
-		pods = slices.DeleteFunc(pods, func(old *pod.Pod) bool {
-			record := view.Pods[old.Name()]
-			if record == nil || record.Binding != old.Binding {
-				return true
-			}
-			if _, err := d.localPod(old.Name()); err == nil {
-				return true
-			}
-			if err := d.recoverPod(ctx, view, record); err != nil {
-				d.log.Error("taking over a pod failed again", "pod", record.Name(), "error", err)
-				return false
-			}
-			return true
-		})
-	}
+	d.background(func(ctx context.Context) { d.keepReconciled(ctx, again) })
+	return nil
 }
 
 // incarnation names one incarnation of a pod.
@@ -112,76 +62,98 @@ func (d *Daemon) abortMoves(ctx context.Context, view *directory.View) error {
 	return nil
 }
 
-// finishMoves closes the moves from here that were committed when this host
-// stopped: only the clean-up was left, and it has been done. What they measured
-// is lost.
-func (d *Daemon) finishMoves(ctx context.Context, view *directory.View) error {
-	for _, move := range view.Moves {
-		if move.State == pod.MoveCommitted && move.Source == d.Name {
-			if err := d.dir.FinishMove(ctx, move.ID, nil); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// recoverPod takes over one pod that the directory says is here.
-func (d *Daemon) recoverPod(ctx context.Context, view *directory.View, record *pod.Pod) error {
+// recoverPod settles one pod that the directory says is here and that podd does
+// not look after: it is taken over, restored, removed, or recorded as ended. The
+// images from which it could be restored are removed then.
+func (d *Daemon) recoverPod(ctx context.Context, record *pod.Pod) error {
 	name, epoch := record.Name(), record.Binding.Epoch
-	log := d.log.With("pod", name)
 	switch record.Phase {
 	case pod.PhaseCreating:
-		log.Warn("removing a pod whose creation a restart interrupted")
+		d.log.Warn("removing a pod whose creation was interrupted", "pod", name)
 		return d.remove(ctx, name, epoch)
 	case pod.PhaseStopped:
-		if record.Spec.RemoveOnExit {
-			return d.remove(ctx, name, epoch)
-		}
-		return nil
-	case pod.PhaseFailed:
-		return nil
+		return d.remove(ctx, name, epoch)
 	}
-	container, err := d.runtime.Load(name, epoch)
-	if err != nil && !errors.Is(err, pod.ErrNotFound) {
+	if err := fault.At("recover:pod", nil); err != nil {
 		return err
 	}
-	if err != nil {
+	if err := d.recoverLive(ctx, record); err != nil {
+		return err
+	}
+	images := d.imagesOf(targetImages, name, epoch)
+	if there, err := exists(images); err != nil || !there {
+		return err
+	}
+	return d.removeImages(images)
+}
+
+func (d *Daemon) recoverLive(ctx context.Context, record *pod.Pod) error {
+	name, epoch := record.Name(), record.Binding.Epoch
+	log := d.log.With("pod", name)
+	container, err := d.runtime.Load(name, epoch)
+	if errors.Is(err, pod.ErrNotFound) {
 		return d.recordEnd(ctx, record, nil)
 	}
-	images, err := d.unusedImages(view, record)
 	if err != nil {
 		return err
 	}
-	if images != "" {
-		// CRIU, which held the restored pod, ends when podd does and takes the
-		// pod along, unless that was let go already.
-		if err := awaitCRIU(ctx, container.FreezerDir()); err != nil {
+	if label := container.Config().Label; label != 0 && label != record.Binding.Label {
+		log.Warn("removing another pod of the same name", "label", label)
+		if err := d.removeRemains(ctx, name, epoch); err != nil {
 			return err
 		}
+		return d.recordEnd(ctx, record, nil)
+	}
+	// What an earlier podd was about is over when its CRIU is: a dump is rolled
+	// back, and leaves the pod frozen; a restored pod is killed, unless it was
+	// let go already.
+	if err := d.awaitStrays(ctx, container); err != nil {
+		return err
+	}
+	images := d.imagesOf(targetImages, name, epoch)
+	unused, err := exists(images)
+	if err != nil {
+		return err
+	}
+	if unused {
 		if err := awaitEmpty(ctx, container.FreezerDir()); err != nil {
 			return err
 		}
 	}
-	pid, running := container.PID()
-	if !running && images != "" {
-		log.Warn("restoring a pod whose move here was committed when podd stopped")
-		return d.restoreCommitted(ctx, container, record.Binding, images)
+	if pid, running := container.PID(); running {
+		if err := d.unfreeze(ctx, container, pid); err != nil {
+			return err
+		}
+		d.track(name, epoch, container)
+		log.Info("pod found again", "pid", pid)
+		return nil
 	}
-	if !running {
-		return d.recordEnd(ctx, record, container)
-	}
-	if err := d.unfreeze(ctx, container, pid); err != nil {
+	_, ended, err := container.Exited()
+	if err != nil {
 		return err
 	}
-	d.track(name, epoch, container)
-	log.Info("pod found again", "pid", pid)
-	return nil
+	if unused && !ended {
+		log.Warn("restoring a pod whose move here was committed and that does not run")
+		return d.restoreCommitted(ctx, container, record.Binding, images)
+	}
+	return d.recordEnd(ctx, record, container)
+}
+
+func exists(path string) (bool, error) {
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // unfreeze undoes what a dump that was interrupted by podd's end has left: the
 // pod stays frozen and its network blocked, so that nothing is lost meanwhile.
+// No CRIU may be at work on it.
 func (d *Daemon) unfreeze(ctx context.Context, container *namespace.Container, pid int) error {
+	if err := d.awaitStrays(ctx, container); err != nil {
+		return err
+	}
 	network, err := d.net(ctx)
 	if err != nil {
 		return err
@@ -224,8 +196,9 @@ func (d *Daemon) recordEnd(ctx context.Context, record *pod.Pod, container *name
 	code, known := 0, false
 	if container != nil {
 		var err error
-		code, err = container.Wait(ctx)
-		known = err == nil && code != namespace.ExitKilled
+		if code, known, err = container.Exited(); err != nil {
+			d.log.Warn("the exit status is unreadable", "pod", name, "error", err)
+		}
 		if err := container.Release(ctx); err != nil {
 			return err
 		}
@@ -239,32 +212,13 @@ func (d *Daemon) recordEnd(ctx context.Context, record *pod.Pod, container *name
 		return d.remove(ctx, name, epoch)
 	}
 	return d.dir.UpdatePod(ctx, name, func(p *pod.Pod) error {
+		if p.Binding != record.Binding {
+			return fmt.Errorf("%w: a newer incarnation exists", pod.ErrConflict)
+		}
 		p.Phase, p.ExitCode, p.StoppedAt = pod.PhaseStopped, code, time.Now().UTC()
 		if !known {
 			p.Phase, p.Reason = pod.PhaseFailed, fmt.Sprintf("host %s lost its processes: the machine was restarted, or they were killed while podd was down", d.Name)
 		}
 		return nil
 	})
-}
-
-// removeLeftovers removes every incarnation on this host that is not wanted:
-// pods that moved away, targets of moves that failed.
-func (d *Daemon) removeLeftovers(ctx context.Context, wanted map[incarnation]bool) error {
-	keep := func(name string, epoch pod.Epoch) bool { return wanted[incarnation{name, epoch}] }
-	if err := d.runtime.Cleanup(ctx, keep); err != nil {
-		return err
-	}
-	network, err := d.net(ctx)
-	if errors.Is(err, errNoProxy) {
-		d.log.Info("no proxy has joined yet", "error", err)
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	paths := map[string]bool{}
-	for i := range wanted {
-		paths[d.netnsPath(i.name, i.epoch)] = true
-	}
-	return network.Reconcile(d.netnsDir(), paths)
 }

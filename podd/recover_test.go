@@ -2,14 +2,15 @@ package podd
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"podd/daemon"
 	"podd/directory"
+	"podd/namespace"
 	"podd/pod"
 )
 
@@ -50,6 +51,27 @@ func newDirectory(t *testing.T) *directory.Directory {
 	return d
 }
 
+// newDaemon is a podd that has directories, but no network and no CRIU.
+func newDaemon(t *testing.T, host string, dir *directory.Directory) *Daemon {
+	t.Helper()
+	init, err := os.Executable() // any program
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := Config{Name: host, StateDir: t.TempDir(), RunDir: t.TempDir(), CgroupParent: fmt.Sprintf("poddtest-podd-%d", os.Getpid())}
+	d := &Daemon{settings: settings{Config: config}, log: discard(), dir: &daemon.Directory{Directory: dir}, ctx: t.Context(), pods: map[string]*localPod{}}
+	d.runtime, err = namespace.Open(namespace.Options{StateDir: config.StateDir, RunDir: config.RunDir, CgroupParent: config.CgroupParent, InitPath: init, Log: d.log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{d.netnsDir(), d.imagesDir()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d
+}
+
 // beginMove records a running pod on a that is being moved to b.
 func beginMove(t *testing.T, d *directory.Directory, name string) *pod.Move {
 	t.Helper()
@@ -84,11 +106,12 @@ func TestAbortMoves(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := &Daemon{settings: settings{Config: Config{Name: host}}, log: discard(), dir: &daemon.Directory{Directory: dir}}
+		d := newDaemon(t, host, dir)
 		if err := d.abortMoves(t.Context(), view); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.finishMoves(t.Context(), view); err != nil {
+		d.noteUnclosed(view)
+		if err := d.closeMoves(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -155,45 +178,35 @@ func TestCheckMoveRefuses(t *testing.T) {
 	}
 }
 
-// TestRemoveImages keeps what a pod can still be restored from, and nothing else.
-func TestRemoveImages(t *testing.T) {
+// TestCloseMoves closes a move from here only when nothing is left of the pod.
+func TestCloseMoves(t *testing.T) {
 	dir := newDirectory(t)
 	move := beginMove(t, dir, "alice")
 	if err := dir.CommitMove(t.Context(), move.ID); err != nil {
+		t.Fatal(err)
+	}
+	d := newDaemon(t, "a", dir)
+	left := d.netnsPath(move.Pod, move.SourceEpoch)
+	if err := os.WriteFile(left, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	view, err := dir.View(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &Daemon{settings: settings{Config: Config{Name: "b", RunDir: t.TempDir()}}, log: discard()}
-	images := d.targetImages(move.ID)
-	for _, path := range []string{images, usedImages(images), d.targetImages("another"), filepath.Join(d.imagesDir(), "source-"+move.ID)} {
-		if err := os.MkdirAll(filepath.Join(path, "work"), 0o700); err != nil {
-			t.Fatal(err)
-		}
+	d.noteUnclosed(view)
+	if err := d.closeMoves(t.Context()); err == nil {
+		t.Error("the move was closed before the pod was removed")
 	}
-	left := func() (names []string) {
-		t.Helper()
-		entries, err := os.ReadDir(d.imagesDir())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, e := range entries {
-			names = append(names, e.Name())
-		}
-		return names
-	}
-	if err := d.removeImages(view, []*pod.Pod{view.Pods["alice"]}); err != nil {
+	if err := os.Remove(left); err != nil {
 		t.Fatal(err)
 	}
-	if got := left(); len(got) != 1 || got[0] != filepath.Base(images) {
-		t.Errorf("left for the next attempt: %v", got)
+	for range 2 { // the second time there is nothing to do
+		if err := d.closeMoves(t.Context()); err != nil {
+			t.Error(err)
+		}
 	}
-	if err := d.removeImages(view, nil); err != nil {
-		t.Fatal(err)
-	}
-	if got := left(); len(got) != 0 {
-		t.Errorf("left: %v", got)
+	if m, err := dir.Move(t.Context(), move.ID); err != nil || m.State != pod.MoveDone {
+		t.Errorf("the move is %+v (%v), want it done", m, err)
 	}
 }

@@ -92,6 +92,11 @@ func (d *Daemon) movePod(ctx context.Context, name, target string, report func(p
 
 	// From here on the pod is this move's: stop, kill and a second move wait
 	// or are refused.
+	release, err := d.claim(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.left {
@@ -271,7 +276,7 @@ func (m *sourceMove) syncFiles(ctx context.Context, final bool) (int64, error) {
 
 // prepareDump starts CRIU, so that its start-up is over when the pod freezes.
 func (m *sourceMove) prepareDump(ctx context.Context) error {
-	m.images = filepath.Join(m.d.imagesDir(), "source-"+m.move.ID)
+	m.images = m.d.imagesOf(sourceImages, m.move.Pod, m.move.SourceEpoch)
 	work := filepath.Join(m.images, "work")
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return fmt.Errorf("making a directory for images: %w", err)

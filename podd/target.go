@@ -34,15 +34,15 @@ type targetMove struct {
 	sink      *filesync.Sink
 	restore   *checkpoint.Restore
 	images    string // directory
-	pid       int
 	// asked is set just before the commit is asked for: until then this move
 	// can't be committed.
 	asked     bool
 	committed bool
-	// adoptErr is why the pod's record on this host could not be written.
-	adoptErr error
-	// again says that the pod was restored a second time, or should have been.
-	again bool
+	// lost says that the pod does not run although its move is committed; the
+	// reconcile loop restores it again.
+	lost bool
+	// release ends the claim on the pod's name.
+	release func()
 	// dismiss ends the guard of the connection.
 	dismiss func()
 }
@@ -58,8 +58,14 @@ func (d *Daemon) serveTransfer(w http.ResponseWriter, r *http.Request) {
 	d.tasks.Add(1)
 	defer d.tasks.Done()
 	stop := context.AfterFunc(d.ctx, func() { conn.Close() })
-	m := &targetMove{d: d, log: d.log, conn: conn, stage: pod.StageReserve, dismiss: func() { stop() }}
+	m := &targetMove{d: d, log: d.log, conn: conn, stage: pod.StageReserve, dismiss: func() { stop() }, release: func() {}}
 	defer func() { m.dismiss() }()
+	defer func() {
+		m.release()
+		if m.lost {
+			d.wakeReconcile()
+		}
+	}()
 	if err := m.run(d.ctx); err != nil {
 		m.fail(err)
 	}
@@ -162,6 +168,11 @@ func (m *targetMove) reserve(ctx context.Context, id string) error {
 		return fmt.Errorf("%w: move %s goes to host %s and is %s", pod.ErrConflict, id, move.Target, move.State)
 	}
 	m.log = m.log.With("pod", move.Pod, "move", id)
+	release, err := m.d.claim(ctx, move.Pod)
+	if err != nil {
+		return err
+	}
+	m.release = release
 	if m.record, err = m.d.dir.Pod(ctx, move.Pod); err != nil {
 		return err
 	}
@@ -185,21 +196,12 @@ func (m *targetMove) reserve(ctx context.Context, id string) error {
 		return err
 	}
 	m.sink = filesync.NewSink(fileTrees(m.container), filesync.Limits{}, m.log)
-	m.images = m.d.targetImages(id)
+	m.images = m.d.imagesOf(targetImages, move.Pod, move.Next.Epoch)
 	if m.restore, err = m.d.prepareRestore(ctx, m.container, network, m.images); err != nil {
 		return err
 	}
 	return m.send(&poddv1.TargetMessage{Message: &poddv1.TargetMessage_Reserved{Reserved: &poddv1.Reserved{}}})
 }
-
-// targetImages is where the images of a pod that comes here are kept. As long
-// as it is there the pod has not run here yet.
-func (d *Daemon) targetImages(move string) string {
-	return filepath.Join(d.imagesDir(), "target-"+move)
-}
-
-// usedImages is what images are called once the pod runs.
-func usedImages(images string) string { return images + "-used" }
 
 // prepareRestore starts CRIU for a pod whose images are, or will be, in the
 // directory images.
@@ -214,9 +216,14 @@ func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Contai
 		ExternalMounts: container.ExternalMounts(),
 		Hooks: checkpoint.RestoreHooks{
 			JoinCgroup: container.JoinCgroup,
+			Adopt: func(pid int) error {
+				if err := fault.At("target:adopt", nil); err != nil {
+					return err
+				}
+				return container.Adopt(pid)
+			},
 			Release: func() error {
-				// From here on the pod runs, whatever becomes of podd.
-				return errors.Join(os.Rename(images, usedImages(images)), network.Unblock(nsPath))
+				return errors.Join(network.Unblock(nsPath), fault.At("target:unblocked", nil))
 			},
 		},
 		Log: d.log.With("pod", container.Name()),
@@ -239,7 +246,7 @@ func (m *targetMove) finish(ctx context.Context) error {
 	// Nobody changes the records while the pod is frozen.
 	ahead := make(chan error, 1)
 	go func() { ahead <- m.d.dir.ReadAhead(ctx, m.move.ID) }()
-	m.pid, err = m.restore.Run(ctx)
+	_, err = m.restore.Run(ctx)
 	if err := errors.Join(err, <-ahead); err != nil {
 		return err
 	}
@@ -255,14 +262,10 @@ func (m *targetMove) finish(ctx context.Context) error {
 	if err := errors.Join(err, m.at(m.stage)); err != nil {
 		return err
 	}
-	// The record by which a later podd finds the pod is written meanwhile. It
-	// is there before the pod runs; until then there are the images.
-	adopted := make(chan error, 1)
-	go func() { adopted <- m.container.Adopt(m.pid) }()
+	// The record by which a later podd finds the pod has been written, and there
+	// are the images until it runs.
 	m.asked = true
-	err = m.d.dir.CommitMove(ctx, m.move.ID)
-	m.adoptErr = <-adopted
-	if err != nil {
+	if err := m.d.dir.CommitMove(ctx, m.move.ID); err != nil {
 		return err
 	}
 	m.committed = true
@@ -280,10 +283,11 @@ func (m *targetMove) finish(ctx context.Context) error {
 	running := time.Since(begin)
 	// The source measures the freeze by these two, so they go first and
 	// together; if it has gone, the directory tells it.
-	for _, message := range []*poddv1.TargetMessage{
-		{Message: &poddv1.TargetMessage_Committed{Committed: &poddv1.Committed{CommitNanoseconds: committed.Nanoseconds()}}},
-		{Message: &poddv1.TargetMessage_Running{Running: &poddv1.Running{ResumeNanoseconds: running.Nanoseconds()}}},
-	} {
+	messages := []*poddv1.TargetMessage{{Message: &poddv1.TargetMessage_Committed{Committed: &poddv1.Committed{CommitNanoseconds: committed.Nanoseconds()}}}}
+	if !m.lost {
+		messages = append(messages, &poddv1.TargetMessage{Message: &poddv1.TargetMessage_Running{Running: &poddv1.Running{ResumeNanoseconds: running.Nanoseconds()}}})
+	}
+	for _, message := range messages {
 		if err := m.send(message); err != nil {
 			m.log.Warn("the source was not told how the move ended", "error", err)
 		}

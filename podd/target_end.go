@@ -2,11 +2,7 @@ package podd
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"time"
 
 	poddv1 "podd/api/podd/v1"
 )
@@ -14,70 +10,41 @@ import (
 // resume lets the pod run.
 func (m *targetMove) resume() {
 	ctx := context.WithoutCancel(m.d.ctx)
-	if err := m.restore.Commit(ctx); err != nil {
-		m.log.Error("letting the pod run failed", "error", err)
-		if _, running := m.container.PID(); !running {
-			// The source's copy must not run again, but the images are whole.
-			if m.again, err = true, m.restoreAgain(ctx); err != nil {
-				m.log.Error("restoring the pod once more failed; the next start of podd tries again", "images", m.images, "error", err)
-				m.images = "" // kept
-				return
-			}
-		}
+	err := m.restore.Commit(ctx)
+	if err == nil {
+		return
 	}
-}
-
-// restoreAgain restores the pod after a restore that broke after the commit.
-func (m *targetMove) restoreAgain(ctx context.Context) error {
-	m.log.Warn("restoring the pod once more")
-	container, err := m.d.runtime.Load(m.move.Pod, m.move.Next.Epoch)
-	if err != nil {
-		return err
+	m.log.Error("letting the pod run failed", "error", err)
+	if _, running := m.container.PID(); running {
+		m.d.wakeReconcile() // its network may be blocked still
+		return
 	}
-	err = os.Rename(usedImages(m.images), m.images)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return m.d.restoreCommitted(ctx, container, m.move.Next, m.images)
+	// The source's copy must not run again, but the images are whole: they are
+	// kept until the pod runs.
+	m.lost = true
 }
 
 // takeOver makes the restored pod one of this host's.
 func (m *targetMove) takeOver() {
-	if m.adoptErr != nil && !m.again {
-		m.log.Error("writing the pod's record failed; a restart of podd would not find it", "error", m.adoptErr)
-		m.d.background(m.adoptLater)
+	if m.lost {
+		m.log.Warn("restoring the pod once more")
+		m.restore.Close()
+		return // the reconcile loop does it as soon as the claim has ended
 	}
-	if !m.again {
-		m.d.track(m.move.Pod, m.move.Next.Epoch, m.container)
-		m.log.Info("the pod runs here", "epoch", m.move.Next.Epoch)
+	m.d.track(m.move.Pod, m.move.Next.Epoch, m.container)
+	m.log.Info("the pod runs here", "epoch", m.move.Next.Epoch)
+	if err := m.at("resumed"); err != nil {
+		m.log.Error("putting the images away meets an error", "error", err)
 	}
 	m.restore.Close()
 	m.removeImages()
-}
-
-// adoptLater writes the pod's record once the disk takes it.
-func (m *targetMove) adoptLater(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(recoverRetry):
-		}
-		if _, running := m.container.PID(); !running {
-			return
-		}
-		if err := m.container.Adopt(m.pid); err == nil {
-			m.log.Info("the pod's record is written")
-			return
-		}
-	}
 }
 
 func (m *targetMove) removeImages() {
 	if m.images == "" {
 		return
 	}
-	if err := errors.Join(os.RemoveAll(m.images), os.RemoveAll(usedImages(m.images))); err != nil {
+	if err := m.d.removeImages(m.images); err != nil {
 		m.log.Error("removing images failed", "error", err)
 	}
 }
