@@ -175,7 +175,7 @@ func (s *server) ListPods(context.Context, *connect.Request[poddv1.ListPodsReque
 	out := &poddv1.ListPodsResponse{}
 	for _, name := range names {
 		if p, err := s.get(name); err == nil {
-			out.Pods = append(out.Pods, api.PodToProto(&p.record))
+			out.Pods = append(out.Pods, p.message())
 		}
 	}
 	return connect.NewResponse(out), nil
@@ -186,7 +186,7 @@ func (s *server) GetPod(_ context.Context, r *connect.Request[poddv1.GetPodReque
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&poddv1.GetPodResponse{Pod: api.PodToProto(&p.record)}), nil
+	return connect.NewResponse(&poddv1.GetPodResponse{Pod: p.message()}), nil
 }
 
 func (s *server) WaitPod(ctx context.Context, r *connect.Request[poddv1.WaitPodRequest]) (*connect.Response[poddv1.WaitPodResponse], error) {

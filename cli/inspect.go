@@ -93,6 +93,7 @@ func (p *podctl) describePod(v podView, wide bool) error {
 	t.row("Phase:", v.phase())
 	optional("Reason:", v.Reason)
 	optional("Move:", v.Move)
+	optional("Packets held for:", v.held())
 	t.row("Host:", v.Host)
 	t.row("Public address:", v.PublicAddress)
 	t.row("Virtual address:", v.VirtualAddress)

@@ -25,6 +25,7 @@ var podListing = listing[podView]{
 		{title: "PHYSICAL", text: func(v podView) string { return v.PhysicalAddress }, wide: true},
 		{title: "LABEL", text: func(v podView) string { return v.Label.String() }, wide: true},
 		{title: "EPOCH", text: func(v podView) string { return fmt.Sprint(v.Epoch) }, wide: true},
+		{title: "HELD", text: podView.held, wide: true},
 		{title: "USER", text: func(v podView) string { return v.Spec.User }, wide: true},
 		{title: "COMMAND", text: func(v podView) string { return shorten(commandLine(v.Spec.Command), 40) }},
 	},
@@ -33,8 +34,10 @@ var podListing = listing[podView]{
 func (p *podctl) psCommand() *command {
 	return &command{
 		name: "ps", aliases: []string{"ls"}, category: "Pods",
-		usage:       "list pods",
-		description: "Lists the pods of all hosts: those that run, or with -a all of them.",
+		usage: "list pods",
+		description: `Lists the pods of all hosts: those that run, or with -a all of them.
+
+With -o wide, HELD is how long the proxy has queued a moving pod's packets.`,
 		examples: []string{
 			"podctl ps                    # pods that run",
 			"podctl ps -a -o wide         # all, with every address",

@@ -25,11 +25,14 @@ type podView struct {
 	Host     string `json:"host"`
 	bindingView
 	// Move is the ID of the move under way.
-	Move      string    `json:"move,omitempty"`
-	CreatedAt time.Time `json:"createdAt"`
-	StartedAt time.Time `json:"startedAt,omitzero"`
-	StoppedAt time.Time `json:"stoppedAt,omitzero"`
-	Spec      pod.Spec  `json:"spec"`
+	Move string `json:"move,omitempty"`
+	// HeldFor is how long the proxy has queued the pod's packets; absent unless
+	// it does.
+	HeldFor   *milliseconds `json:"heldForMs,omitempty"`
+	CreatedAt time.Time     `json:"createdAt"`
+	StartedAt time.Time     `json:"startedAt,omitzero"`
+	StoppedAt time.Time     `json:"stoppedAt,omitzero"`
+	Spec      pod.Spec      `json:"spec"`
 }
 
 // bindingView is a binding without the host's name.
@@ -57,7 +60,19 @@ func viewPod(message *poddv1.Pod) podView {
 	if p.Phase == pod.PhaseStopped {
 		v.ExitCode = &p.ExitCode
 	}
+	if message.GetHeld() {
+		held := milliseconds(message.GetHeldFor().AsDuration())
+		v.HeldFor = &held
+	}
 	return v
+}
+
+// held is since when the pod's packets queue; empty when they don't.
+func (v podView) held() string {
+	if v.HeldFor == nil {
+		return ""
+	}
+	return v.HeldFor.String()
 }
 
 // phase is the phase as tables show it.

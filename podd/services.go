@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
@@ -40,6 +41,7 @@ func (s *podService) ListPods(ctx context.Context, _ *connect.Request[poddv1.Lis
 	for _, p := range pods {
 		response.Pods = append(response.Pods, api.PodToProto(p))
 	}
+	s.d.markHeld(ctx, response.Pods...)
 	return connect.NewResponse(response), nil
 }
 
@@ -48,7 +50,9 @@ func (s *podService) GetPod(ctx context.Context, r *connect.Request[poddv1.GetPo
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&poddv1.GetPodResponse{Pod: api.PodToProto(p)}), nil
+	response := &poddv1.GetPodResponse{Pod: api.PodToProto(p)}
+	s.d.markHeld(ctx, response.Pod)
+	return connect.NewResponse(response), nil
 }
 
 func (s *podService) WaitPod(ctx context.Context, r *connect.Request[poddv1.WaitPodRequest]) (*connect.Response[poddv1.WaitPodResponse], error) {
@@ -126,6 +130,6 @@ func (s *hostService) GetVersion(ctx context.Context, _ *connect.Request[poddv1.
 		return nil, err
 	}
 	return connect.NewResponse(&poddv1.GetVersionResponse{
-		Version: version.String(), Host: host.Name, Kernel: host.Kernel, CriuVersion: int32(host.CRIU),
+		Version: version.String(), Host: host.Name, Kernel: host.Kernel, CriuVersion: int32(host.CRIU), Time: timestamppb.Now(),
 	}), nil
 }
