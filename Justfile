@@ -45,10 +45,16 @@ test-root *packages: podinit
 test-e2e *args: build
     go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -exec '{{sudo}}' ./e2e/... {{args}}
 
-# Every fault at every stage of a move (test-e2e has a selection)
+# Every fault at every stage of a move, every partition (test-e2e has a sample)
 faults *args: build
     go test -tags '{{tags}},faults' ./fault
-    go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -exec '{{sudo}}' -run '^TestFaults$' ./e2e -faults {{args}}
+    go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 120m -exec '{{sudo}}' \
+        -run '^(TestFaults|TestExtraFaults|TestPartitions|TestLeaderChange)$' ./e2e -faults {{args}}
+
+# Twenty pods moving at random for ten minutes while daemons fail at random: -seed N repeats a run
+soak *args: build
+    go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -exec '{{sudo}}' \
+        -run '^TestSoak$' -v ./e2e -soak.time 10m -soak.pods 20 {{args}}
 
 # Check the protocol of a move with spin, in every order of events; model/README.md explains it
 model *args:

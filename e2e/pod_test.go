@@ -41,6 +41,7 @@ type podView struct {
 // moveView is what the tests need of podctl move -o json.
 type moveView struct {
 	ID      string        `json:"id"`
+	Pod     string        `json:"pod"`
 	Source  string        `json:"source"`
 	Target  string        `json:"target"`
 	State   pod.MoveState `json:"state"`

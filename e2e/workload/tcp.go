@@ -21,8 +21,11 @@ import (
 const (
 	tcpMagic   = "podd-end"
 	tcpTrailer = len(tcpMagic) + 8
-	// tcpStep is how often a side sends.
-	tcpStep = 5 * time.Millisecond
+	// tcpStep is how often a side sends, slowStep if it has less than slowRate
+	// bytes a second to send.
+	tcpStep  = 5 * time.Millisecond
+	slowStep = 100 * time.Millisecond
+	slowRate = 64 << 10
 )
 
 // stream is the pseudo-random stream of a seed.
@@ -68,9 +71,13 @@ func (c *checker) write(p []byte) error {
 // send writes the stream to conn at rate bytes per second until done reports
 // true or an error.
 func send(conn net.Conn, data *rand.ChaCha8, rate int64, done func() bool, sent *atomic.Int64) error {
-	size := max(1, rate*int64(tcpStep)/int64(time.Second))
+	step := tcpStep
+	if rate < slowRate {
+		step = slowStep
+	}
+	size := max(1, rate*int64(step)/int64(time.Second))
 	buf := make([]byte, size)
-	ticker := time.NewTicker(tcpStep)
+	ticker := time.NewTicker(step)
 	defer ticker.Stop()
 	for !done() {
 		data.Read(buf)

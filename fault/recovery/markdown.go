@@ -6,14 +6,16 @@ import (
 	"strings"
 )
 
-// The lines of ARCHITECTURE.md between which the table is.
+// The lines of ARCHITECTURE.md between which the tables are.
 const (
-	beginMark = "<!-- the table of fault/recovery, written by its test -->"
-	endMark   = "<!-- end of the table -->"
+	beginMark = "<!-- the tables of fault/recovery, written by its test -->"
+	endMark   = "<!-- end of the tables -->"
 )
 
-// Markdown is the table as ARCHITECTURE.md shows it.
-func Markdown() string {
+// Markdown is the tables as ARCHITECTURE.md shows them.
+func Markdown() string { return failuresMarkdown() + "\n" + partitionsMarkdown() }
+
+func failuresMarkdown() string {
 	var b strings.Builder
 	b.WriteString("| at | source fails | target fails | podproxy fails | the directory fails |\n|---|---|---|---|---|\n")
 	for _, r := range table {
@@ -49,7 +51,7 @@ func (c cell) String() string {
 	return text + ". " + c.does
 }
 
-// Replace puts the table between the marks of a document; it returns an error if
+// Replace puts the tables between the marks of a document; it returns an error if
 // there are none.
 func Replace(document string) (string, error) {
 	lines := strings.Split(document, "\n")

@@ -99,6 +99,33 @@ func TestCommitDecides(t *testing.T) {
 	}
 }
 
+// Every two of those who take part lose each other at every moment, for a short
+// and for a long time.
+func TestPartitionsComplete(t *testing.T) {
+	pairs := map[Pair]bool{}
+	for i, a := range Victims {
+		for _, b := range Victims[i+1:] {
+			pairs[Pair{a, b}] = true
+		}
+	}
+	seen := map[string]bool{}
+	for _, p := range Partitions() {
+		if !pairs[p.Pair] || seen[p.String()] || p.Point() == "" {
+			t.Errorf("%s is there twice, or no partition", p)
+		}
+		seen[p.String()] = true
+		if committed := p.Moment.Name == "committed"; committed && p.Outcome != Goes || p.Outcome == "" {
+			t.Errorf("%s: the outcome is %q", p, p.Outcome)
+		}
+		if longPartitions[p.Pair].why == "" {
+			t.Errorf("%s: it is not said why", p)
+		}
+	}
+	if want := len(pairs) * len(PartitionMoments) * 2; len(seen) != want || len(Pairs) != len(pairs) {
+		t.Errorf("%d partitions of %d pairs, want %d of %d", len(seen), len(Pairs), want, len(pairs))
+	}
+}
+
 func TestReplace(t *testing.T) {
 	text := "before\n" + beginMark + "\nstale\n" + endMark + "\nafter\n"
 	once, err := Replace(text)
