@@ -27,8 +27,16 @@ func (d *Directory) retry(ctx context.Context, what string, try func(context.Con
 	bounded, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	const maxPause = 32 * time.Millisecond
+	patience := d.timeout / 8
 	for pause := time.Millisecond; ; pause = min(2*pause, maxPause) {
-		err := try(bounded)
+		// A member of etcd keeps a request that it has passed on to a leader
+		// which died just then, for longer than all of this may take, while
+		// another attempt would succeed. Each may take twice as long as the
+		// one before, as the directory may just be slow.
+		attempt, end := context.WithTimeout(bounded, patience)
+		err := try(attempt)
+		end()
+		patience = min(2*patience, d.timeout)
 		if err == nil {
 			return nil
 		}
