@@ -29,8 +29,8 @@ podinit:
     @mkdir -p bin
     {{env("CC", "cc")}} -static -O2 -Wall -Wextra -o bin/podinit namespace/podinit/podinit.c
 
-# All checks: lint, unit tests, tests that need root, end-to-end tests
-test: lint test-unit test-root test-e2e
+# All checks: lint, unit tests, the model of a move, tests that need root, end-to-end tests
+test: lint test-unit model test-root test-e2e
 
 # Unit tests, as an ordinary user, with the race detector
 test-unit *packages="./...":

@@ -12,29 +12,25 @@
  * pod. So "eventually" needs no assumption but that nobody stops for ever.
  */
 
-/* ---- what the code does today ----
+/* ---- decisions ----
  *
- * Each of these is one decision of the code that the model showed to matter: 1
- * is as it has to be; with 0 the model finds the counterexample that README.md
- * describes. Whoever changes the code there changes the line here. A value from
- * the command line (-DNAME=0) wins.
+ * Each of these is one decision of the code that the model showed to matter. 1 is
+ * what the code does; with 0 (-DNAME=0) the model finds the counterexample that
+ * README.md describes: that is how it is known to be sharp. Whoever changes the
+ * code there changes the model.
  */
 
-/* recoverPod in podd/recover.go: a pod that was committed to this host and did not
+/* keepReconciled in podd/reconcile.go: the host is brought to the directory's truth not
+ * only when podd starts, but until nothing is left to be done: a pod is taken over or
+ * restored, what is nobody's removed. */
+#ifndef RECONCILES
+#define RECONCILES 1
+#endif
+
+/* recoverLive in podd/recover.go: a pod that was committed to this host and did not
  * get to run is restored from its images. */
-#ifndef RESTORE_AT_START
-#define RESTORE_AT_START 1
-#endif
-
-/* recover in podd/recover.go: a pod that could not be taken over is tried again,
- * and its images are kept for that. */
-#ifndef TAKEOVER_RETRIES
-#define TAKEOVER_RETRIES 1
-#endif
-
-/* recoverLater in podd/recover.go: then its images are removed. */
-#ifndef LATE_CLEANS
-#define LATE_CLEANS 0
+#ifndef RESTORES
+#define RESTORES 1
 #endif
 
 /* awaitEmpty in podd/recover_images.go: what CRIU has killed is waited for. */
@@ -42,46 +38,40 @@
 #define AWAIT_DEATH 1
 #endif
 
-/* recoverPod in podd/recover.go: the end of a CRIU that an earlier podd has left in
- * the middle of a dump is waited for. */
+/* awaitStrays in podd/reconcile_end.go: the end of a CRIU that an earlier podd has left
+ * in the middle of a dump is waited for. */
 #ifndef AWAIT_ROLLBACK
-#define AWAIT_ROLLBACK 0
+#define AWAIT_ROLLBACK 1
 #endif
 
-/* recoverPod in podd/recover.go: a pod that has left an exit status is not restored,
+/* recoverLive in podd/recover.go: a pod that has left an exit status is not restored,
  * for it ran. */
 #ifndef EXIT_TELLS
-#define EXIT_TELLS 0
+#define EXIT_TELLS 1
 #endif
 
-/* prepareRestore in podd/target.go: the images are put aside after the pod has begun to
+/* takeOver in podd/target_end.go: the images are put away after the pod has begun to
  * run, not in the Release hook: CRIU can still be killed then, and podd too. */
 #ifndef ASIDE_LAST
-#define ASIDE_LAST 0
+#define ASIDE_LAST 1
 #endif
 
-/* targetMove.resume in podd/target_end.go: when CRIU dies after the commit, the images
- * are restored once more. */
+/* resume in podd/target_end.go: when CRIU dies after the commit, the images are kept,
+ * for the pod to be restored once more. */
 #ifndef RESTORE_AGAIN
 #define RESTORE_AGAIN 1
 #endif
 
-/* targetMove.resume in podd/target_end.go: and when that fails, too, it is tried until
- * it works, and not left to the next start. */
-#ifndef RESTORE_INSISTS
-#define RESTORE_INSISTS 0
-#endif
-
-/* targetMove.finish in podd/target.go: the commit is asked for only when the record by
- * which a later podd finds the pod is written. */
+/* Restore.Run in checkpoint/restore.go: the commit is asked for only when the record
+ * by which a later podd finds the pod is written. */
 #ifndef ADOPT_FIRST
-#define ADOPT_FIRST 0
+#define ADOPT_FIRST 1
 #endif
 
-/* BeginMove in directory/moves.go: an epoch is not used again after an abort, so no two
- * moves have the same name for what they make on the target. */
-#ifndef FRESH_EPOCHS
-#define FRESH_EPOCHS 1
+/* claims in podd/claims.go: the loop leaves alone what an operation works on, and a
+ * target that notices late that its move was aborted is waited for by the next one. */
+#ifndef CLAIMS
+#define CLAIMS 1
 #endif
 
 /* abortUnknown in podd/settle.go: a move that BeginMove may have opened is aborted. */
@@ -293,6 +283,7 @@ mtype:copy copyA = live;
 mtype:criu criuA = no_criu;
 bool frozenA, blockedA;		/* the cgroup; eth0 */
 bool nsA = true;		/* the incarnation's files and network namespace are there */
+bool unclosed;			/* its move was committed when podd started, and has to be closed */
 
 #define RUNS_A	(copyA == live && !frozenA && (criuA == no_criu || criuA == started))
 
@@ -302,21 +293,16 @@ bool upB = true, servingB = true;
 byte sessions;			/* moves that podd is the target of */
 byte trackedB;			/* i+1, 0 for none */
 
-/* By move. */
+byte claimB;			/* who works on the pod: i+1 for the session of move i, LOOP; 0 for nobody */
+#define LOOP	(MOVES + 1)
+
+/* By move, and so by incarnation: an epoch is not used again after an abort. */
 mtype:copy copyB[MOVES] = absent;
 mtype:criu criuB[MOVES] = no_criu;
 mtype:images imagesB[MOVES] = no_images;
 bool adoptedB[MOVES];		/* the container's record names the copy's process */
 bool ranB[MOVES];
-
-/* By incarnation. What is on disk and in the kernel goes by the pod's name and
- * epoch, so two moves to the same epoch share it. 0 for none, or i+1. */
-#if FRESH_EPOCHS
-#define SLOT(i)	(i)
-#else
-#define SLOT(i)	(0)
-#endif
-byte incarnationB[MOVES];
+bool incarnationB[MOVES];	/* its files and network namespace are there */
 bool blockedB[MOVES];
 
 /* ---- the proxy's kernel ---- */
@@ -339,13 +325,13 @@ bool queues[MOVES + 1];		/* by label: the neighbour is INCOMPLETE, the kernel qu
 #define REACHED(label)	true
 #endif
 #define SPEAKS_A	(RUNS_A && !blockedA && ROUTED(0))
-#define SPEAKS_B(i)	(RUNS_B(i) && !blockedB[SLOT(i)] && ROUTED(i + 1))
+#define SPEAKS_B(i)	(RUNS_B(i) && !blockedB[i] && ROUTED(i + 1))
 
 /* The pod runs, or there is a place from which it can be made to run again, or
  * it has ended by itself. Before the commit that is its copy on a; after it the
  * one on b, or its images and files there. */
 #define SAFE_A		(copyA == live || copyA == ended)
-#define SAFE_B(i)	(incarnationB[SLOT(i)] == i + 1 && \
+#define SAFE_B(i)	(incarnationB[i] && \
 	(copyB[i] == live || copyB[i] == resuming || copyB[i] == ended || imagesB[i] == unused || \
 	(imagesB[i] == aside && upB && trackedB != i + 1 /* podd is about to put them back */)))
 
@@ -363,7 +349,14 @@ bool queues[MOVES + 1];		/* by label: the neighbour is INCOMPLETE, the kernel qu
 #define atMostOneSpeaks	(SPEAKING <= 1)
 #define neverLost	(podPhase == phase_stopped || SAFE)
 
-ltl safety { [] (atMostOneRuns && atMostOneSpeaks && neverLost) }
+/* It can do something only when one of them does not hold. */
+active proctype safety() {
+	if
+	:: !(atMostOneRuns) -> assert(atMostOneRuns)		/* unreached */
+	:: !(atMostOneSpeaks) -> assert(atMostOneSpeaks)	/* unreached */
+	:: !(neverLost) -> assert(neverLost)			/* unreached */
+	fi
+}
 
 /* podd gives the pod up. */
 inline giveUp() { assert(false) }
@@ -372,11 +365,13 @@ inline giveUp() { assert(false) }
 
 mtype:stage stage;		/* of the move under way; nothing depends on it */
 
+/* The directory has the pod here, and podd does not look after it. */
+#define HERE_A	(where == 0 && podPhase == phase_running && !trackedA)
+
 active proctype source() {
 	byte i;
 	mtype:answer r;
 	bool did, asked;
-	bool starting, pending;		/* recover runs; a pod is to be tried again */
 
 	goto serve;
 boot:
@@ -390,21 +385,25 @@ boot:
 				abortMove(i, r, did);
 				if
 				:: r == unavailable -> goto boot	/* podd ends with the error, and is started again */
-				:: else -> starting = true
+				:: else
 				fi
 			}
-		:: podMove == 0 -> starting = true
+		:: podMove == 0
 		fi;
-takeOver:	/* recoverPod */
-		atomic { i = 0; pending = false; r = ok };
+		atomic {			/* noteUnclosed */
+			i = 0;
+			unclosed = (where != 0 && moveState[where - 1 + (where == 0)] == committed)
+		};
+look:		/* reconcile in podd/reconcile.go */
+		r = ok;
 		if
-		:: where == 0 && podPhase == phase_running ->
+		:: HERE_A ->			/* recoverPod */
+#if AWAIT_ROLLBACK
+			criuA == no_criu;	/* awaitStrays */
+#endif
 			read(r);		/* d.net: the proxy's address */
 			if
 			:: r == ok && copyA == live ->	/* unfreeze */
-#if AWAIT_ROLLBACK
-				criuA == no_criu;
-#endif
 				if
 				:: frozenA -> blockedA = false; frozenA = false
 				:: !frozenA -> blockedA = false
@@ -413,33 +412,20 @@ takeOver:	/* recoverPod */
 			:: r == ok && copyA == ended -> recordStopped(r, did)
 			:: r == ok && copyA != live && copyA != ended -> giveUp()
 			:: r != ok
-			fi;
-			pending = (r != ok && TAKEOVER_RETRIES)
-		:: else
-		fi;
-		if
-		:: !starting -> goto serve
-		:: starting -> starting = false
-		fi;
-		if				/* removeLeftovers */
-		:: where != 0 && nsA ->
-			atomic { copyA = (copyA == live -> killed : copyA); frozenA = false };
+			fi
+		:: where != 0 && nsA ->		/* removeRemains */
 			read(r);		/* d.net */
 			if
-			:: r == ok -> atomic { nsA = false; blockedA = false }
-			:: r != ok -> goto boot
+			:: r == ok ->
+				blockedA = true;	/* the NIC goes first */
+				atomic { copyA = (copyA == live -> killed : copyA); frozenA = false };
+				atomic { nsA = false; blockedA = false }
+			:: r != ok
 			fi
 		:: else
 		fi;
-		if				/* finishMoves */
-		:: where != 0 && moveState[where - 1] == committed ->
-			atomic {
-				finishMove(where - 1, r, did);
-				if
-				:: r == unavailable -> goto boot
-				:: else
-				fi
-			}
+		if				/* closeMoves */
+		:: unclosed && !nsA -> atomic { finishMove(where - 1, r, did); unclosed = (r != ok) }
 		:: else
 		fi;
 
@@ -457,7 +443,7 @@ serve:
 				fi
 			od;
 			goto serve
-		:: pending -> goto takeOver		/* recoverLater */
+		:: RECONCILES && (HERE_A || (where != 0 && nsA) || unclosed) -> goto look
 		fi;
 
 		/* movePod in podd/source.go */
@@ -606,7 +592,7 @@ fail:		/* sourceMove.fail */
 		fi;
 		atomic { cut[i] = true; goto serve }
 	} unless { !upA };
-	atomic { upA = true; i = 0; starting = false; pending = false; asked = false; r = 0; stage = 0; did = false };
+	atomic { upA = true; i = 0; asked = false; r = 0; stage = 0; did = false };
 	goto boot
 }
 
@@ -619,7 +605,7 @@ inline letRun(i, broke) {
 		if
 		:: criuB[i] == post_restore -> criuB[i] = pre_resume; copyB[i] = resuming; broke = false
 		:: faults > 0 && criuB[i] == post_restore -> faults--; copyB[i] = killed; criuB[i] = no_criu; broke = true
-#if !FRESH_EPOCHS
+#if !CLAIMS
 		:: criuB[i] != post_restore -> broke = true
 #endif
 		fi
@@ -630,46 +616,28 @@ inline letRun(i, broke) {
 #if !ASIDE_LAST
 		imagesB[i] = aside;
 #endif
-		blockedB[SLOT(i)] = false;
+		blockedB[i] = false;
 		atomic {
 			if
 			:: copyB[i] == resuming -> copyB[i] = live; ranB[i] = true; criuB[i] = no_criu
 			:: faults > 0 && copyB[i] == resuming -> faults--; copyB[i] = killed; criuB[i] = no_criu; broke = true
-#if !FRESH_EPOCHS
+#if !CLAIMS
 			:: copyB[i] != resuming -> broke = true
 #endif
 			fi
 		}
-#if ASIDE_LAST
-		;
-		if
-		:: !broke -> imagesB[i] = aside
-		:: broke
-		fi
-#endif
 	:: broke
 	fi
 }
 
-inline killCopy(j, i) {
+/* removeIncarnation in podd/pods.go */
+inline removeIncarnation(j) {
+	incarnationB[j] = false; blockedB[j] = false;
 	if
-	:: SLOT(j) == SLOT(i) && copyB[j] != absent -> copyB[j] = killed; criuB[j] = no_criu
+	:: copyB[j] != absent -> copyB[j] = killed
 	:: else
 	fi;
-	if
-	:: SLOT(j) == SLOT(i) -> adoptedB[j] = false; ranB[j] = false
-	:: else
-	fi
-}
-
-/* removeIncarnation in podd/pods.go: what has this name goes, whosever it is. */
-inline removeIncarnation(i) {
-	incarnationB[SLOT(i)] = 0; blockedB[SLOT(i)] = false;
-	killCopy(0, i);
-#if MOVES > 1
-	killCopy(1, i);
-#endif
-	skip
+	criuB[j] = no_criu; adoptedB[j] = false; ranB[j] = false
 }
 
 /* serveTransfer in podd/target.go: the target's side of move i. */
@@ -690,15 +658,15 @@ proctype session(byte i) {
 			read(r);
 			if
 			:: r != ok || moveState[i] != running -> goto fail
-			:: else -> mine = true
+			:: else
 			fi
 		};
-		atomic {			/* Attach and Prepare, or pod.ErrExists from them */
-			if
-			:: incarnationB[SLOT(i)] != 0 -> goto fail
-			:: incarnationB[SLOT(i)] == 0 ->
-				incarnationB[SLOT(i)] = i + 1; blockedB[SLOT(i)] = true; criuB[i] = started
-			fi
+#if CLAIMS
+		atomic { claimB == 0 -> claimB = i + 1 };
+#endif
+		atomic {			/* Attach and Prepare */
+			mine = true;
+			incarnationB[i] = true; blockedB[i] = true; criuB[i] = started
 		};
 		sendOrFail(toSource[i], i, Reserved);
 		do
@@ -708,10 +676,14 @@ proctype session(byte i) {
 		:: cut[i] -> goto fail
 		od;
 
-		/* finish */
+		/* finish: Restore.Run, which has the record written meanwhile */
 		if
+#if ADOPT_FIRST
+		:: atomic { criuB[i] == started -> adoptedB[i] = true; copyB[i] = held; criuB[i] = post_restore }
+#else
 		:: atomic { criuB[i] == started -> copyB[i] = held; criuB[i] = post_restore }
-		:: criuB[i] != started -> goto fail
+#endif
+		:: criuB[i] != started -> goto fail	/* unreached: nobody else touches it */
 		:: atomic { faults > 0 -> faults--; goto fail }
 		fi;
 		atomic {			/* ReadAhead */
@@ -723,10 +695,6 @@ proctype session(byte i) {
 		};
 		sendOrFail(toSource[i], i, Restored);
 #if ADOPT_FIRST
-		if
-		:: adoptedB[i] = true
-		:: atomic { faults > 0 -> faults--; goto fail }
-		fi;
 		atomic { asked = true; commitMove(i, r, did) };
 #else
 		if
@@ -734,7 +702,7 @@ proctype session(byte i) {
 		:: atomic { asked = true; commitMove(i, r, did) };
 			if
 			:: adoptedB[i] = true
-			:: atomic { faults > 0 -> faults-- }	/* adoptLater */
+			:: atomic { faults > 0 -> faults-- }	/* and later again */
 			fi
 		fi;
 #endif
@@ -745,30 +713,16 @@ proctype session(byte i) {
 
 forward:	/* resume, then takeOver */
 		letRun(i, broke);
-#if RESTORE_AGAIN
-		do				/* restoreAgain */
-		:: !broke -> break
-		:: broke ->
-			assert(!ranB[i]);
-			atomic { imagesB[i] = unused; blockedB[SLOT(i)] = true };
-			if
-			:: atomic { copyB[i] = held; criuB[i] = post_restore; broke = false }
-			:: atomic { faults > 0 -> faults-- }
-			fi;
-			if
-			:: !broke -> adoptedB[i] = true; letRun(i, broke)
-			:: broke
-			fi;
-			if
-			:: broke && !RESTORE_INSISTS -> goto over
-			:: else
-			fi
-		od;
+#if !RESTORE_AGAIN
+		broke = false;
 #endif
-takeOver:
-		atomic { send(toSource[i], i, Committed); send(toSource[i], i, Running) };
-		trackedB = i + 1;
-		imagesB[i] = no_images;
+		if
+		:: !broke ->
+			atomic { send(toSource[i], i, Committed); send(toSource[i], i, Running) };
+			trackedB = i + 1;
+			imagesB[i] = no_images
+		:: broke -> atomic { blockedB[i] = true; send(toSource[i], i, Committed) }	/* the loop restores it */
+		fi;
 		goto over;
 
 fail:		/* targetMove.fail */
@@ -806,7 +760,7 @@ over:
 		skip
 	} unless { !upB };
 	atomic {
-		cut[i] = true; sessions--;
+		cut[i] = true; sessions--; claimB = (claimB == i + 1 -> 0 : claimB);
 		asked = false; mine = false; broke = false; r = 0; did = false;
 		do
 		:: toTarget[i]?_
@@ -820,14 +774,24 @@ over:
 
 #define RESTORABLE_B(i) (!FOUND_B(i) && imagesB[i] == unused && !(EXIT_TELLS && copyB[i] == ended))
 
-#define WANTED_B(i) (where == i + 1 || (where != 0 && SLOT(i) == SLOT(where - 1)))
+/* The directory has the pod here, and podd does not look after it. */
+#define HERE_B	(where != 0 && podPhase == phase_running && trackedB != where)
 
-/* The start of podd, and the pod's monitor. */
+/* What was made for move i is nobody's; its images are not needed. */
+#define LEFT_B(i) (incarnationB[i] && where != i + 1)
+#define SPARE_B(i) (imagesB[i] != no_images && !(HERE_B && where == i + 1 && imagesB[i] == unused))
+
+#if MOVES == 1
+#define UNTIDY_B (LEFT_B(0) || SPARE_B(0))
+#else
+#define UNTIDY_B (LEFT_B(0) || SPARE_B(0) || LEFT_B(1) || SPARE_B(1))
+#endif
+
+/* The start of podd, the reconcile loop, and the pod's monitor. */
 active proctype target() {
 	byte i;
 	mtype:answer r;
 	bool did, broke;
-	bool starting, pending;
 
 	goto serve;
 boot:
@@ -839,34 +803,44 @@ boot:
 				abortMove(i, r, did);
 				if
 				:: r == unavailable -> goto boot
-				:: else -> starting = true
+				:: else
 				fi
 			}
-		:: podMove == 0 -> starting = true
+		:: podMove == 0
 		fi;
-takeOver:	/* recoverPod */
-		atomic { i = 0; pending = false; r = ok };
-		if
-		:: where != 0 && podPhase == phase_running ->
-			i = where - 1;
+#if CLAIMS
+		atomic { claimB == 0 -> claimB = LOOP };
+#endif
+look:		/* reconcile in podd/reconcile.go; the claim is held */
+		atomic { i = 0; r = ok };
+		atomic {			/* removeRemains */
 			if
-			:: RESTORE_AT_START && imagesB[i] == unused ->
-				criuB[i] == no_criu;	/* awaitCRIU */
-				!AWAIT_DEATH || copyB[i] != dying
+			:: UNTIDY_B -> read(r)	/* d.net */
 			:: else
 			fi;
+			do
+			:: i < MOVES && r == ok && LEFT_B(i) -> removeIncarnation(i); i++
+			:: i < MOVES && !(r == ok && LEFT_B(i)) -> i++
+			:: i == MOVES -> i = 0; break
+			od
+		};
+		if
+		:: r == ok && HERE_B ->		/* recoverLive */
+			i = where - 1;
+			criuB[i] == no_criu;	/* awaitStrays */
+			!AWAIT_DEATH || imagesB[i] != unused || copyB[i] != dying;	/* awaitEmpty */
 			if
 			:: FOUND_B(i) ->
 				read(r);	/* unfreeze: d.net */
 				if
-				:: r == ok -> blockedB[SLOT(i)] = false; trackedB = i + 1
+				:: r == ok -> blockedB[i] = false; trackedB = i + 1
 				:: else
 				fi
-#if RESTORE_AT_START
+#if RESTORES
 			:: RESTORABLE_B(i) ->	/* restoreCommitted */
 				read(r);	/* d.net */
 				if
-				:: r == ok -> blockedB[SLOT(i)] = true
+				:: r == ok -> blockedB[i] = true
 				:: else -> goto taken
 				fi;
 				assert(!ranB[i]);	/* nothing runs a second time from its past */
@@ -887,36 +861,19 @@ takeOver:	/* recoverPod */
 				:: copyB[i] == ended -> recordStopped(r, did)
 				:: else -> giveUp()
 				fi
-			fi;
-taken:
-			pending = (r != ok && TAKEOVER_RETRIES)
+			fi
 		:: else
 		fi;
-		if
-		:: !starting ->
-			if
-			:: LATE_CLEANS && !pending -> imagesB[i] = no_images
-			:: else
-			fi;
-			goto serve
-		:: starting -> starting = false
-		fi;
-		atomic {			/* removeLeftovers */
+taken:
+		atomic {			/* removeImages */
 			i = 0;
 			do
-			:: i < MOVES && !WANTED_B(i) -> removeIncarnation(i); i++
-			:: i < MOVES && WANTED_B(i) -> i++
+			:: i < MOVES && r == ok && SPARE_B(i) -> imagesB[i] = no_images; i++
+			:: i < MOVES && !(r == ok && SPARE_B(i)) -> i++
 			:: i == MOVES -> i = 0; break
 			od
 		};
-		atomic {			/* removeImages */
-			do
-			:: i < MOVES && !(pending && where == i + 1 && imagesB[i] == unused) -> imagesB[i] = no_images; i++
-			:: i < MOVES && pending && where == i + 1 && imagesB[i] == unused -> i++
-			:: i == MOVES -> i = 0; break
-			od
-		};
-		servingB = true;
+		atomic { servingB = true; claimB = (claimB == LOOP -> 0 : claimB) };
 
 serve:
 		r = 0;
@@ -930,14 +887,16 @@ serve:
 				fi
 			od
 		:: trackedB != 0 && copyB[trackedB - 1] == killed -> giveUp()
-		:: pending -> goto takeOver		/* recoverLater */
+#if RECONCILES
+		:: atomic { (HERE_B || UNTIDY_B) && (!CLAIMS || claimB == 0) -> claimB = (CLAIMS -> LOOP : 0); goto look }
+#endif
 #if !ADOPT_FIRST
-		:: trackedB != 0 && !adoptedB[trackedB - 1] -> adoptedB[trackedB - 1] = true	/* adoptLater */
+		:: trackedB != 0 && !adoptedB[trackedB - 1] -> adoptedB[trackedB - 1] = true
 #endif
 		fi;
 		goto serve
 	} unless { !upB };
-	atomic { sessions == 0 -> upB = true; i = 0; starting = false; pending = false; broke = false; r = 0; did = false };
+	atomic { sessions == 0 -> upB = true; claimB = 0; i = 0; broke = false; r = 0; did = false };
 	goto boot
 }
 
@@ -1063,7 +1022,7 @@ active proctype trouble() {
 
 #define AT_A	(RUNS_A && !frozenA && !blockedA && criuA == no_criu && trackedA && nsA)
 #define NOT_AT_A (copyA != live && criuA == no_criu && !trackedA && !nsA)
-#define AT_B(i)	(copyB[i] == live && !blockedB[SLOT(i)] && criuB[i] == no_criu && trackedB == i + 1)
+#define AT_B(i)	(copyB[i] == live && !blockedB[i] && criuB[i] == no_criu && trackedB == i + 1)
 #define NOT_AT_B(i) ((copyB[i] == absent || copyB[i] == killed || copyB[i] == ended) && criuB[i] == no_criu)
 
 init {
@@ -1091,7 +1050,7 @@ init {
 			assert(moveState[j] != running);	/* decided */
 			assert(moveState[j] != committed);	/* and closed */
 			assert(imagesB[j] == no_images);
-			assert(where == j + 1 || NOT_AT_B(j));
+			assert(where == j + 1 || (NOT_AT_B(j) && !incarnationB[j]));
 			j++
 		:: j == MOVES -> break
 		od;
@@ -1100,7 +1059,7 @@ init {
 		:: podPhase == phase_running && where == 0 ->
 			assert(AT_A);
 			assert(REACHED(0));
-			assert(incarnationB[0] == 0 && trackedB == 0)
+			assert(trackedB == 0)
 		:: podPhase == phase_running && where != 0 ->
 			assert(AT_B(where - 1));
 			assert(REACHED(where));
