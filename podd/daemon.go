@@ -45,6 +45,7 @@ type Daemon struct {
 	// directory says.
 	reconciler reconciler
 	drifts     drifts
+	metrics    *metrics
 	// httpClient calls other daemons.
 	httpClient *http.Client
 
@@ -91,6 +92,7 @@ func Run(ctx context.Context, config Config) error {
 
 	group, ctx := errgroup.WithContext(ctx)
 	d.ctx = ctx
+	d.metrics = newMetrics(d)
 	if d.engine, d.engineErr = checkpoint.Open(checkpoint.Options{CRIUPath: s.CRIUPath, Log: log, Debug: s.LogLevel == "debug"}); d.engineErr != nil {
 		log.Warn("pods can't be moved from or to this host", "error", d.engineErr)
 	}

@@ -221,6 +221,3 @@ func (h heldNow) Judge() []doctor.Finding {
 	}
 	return findings
 }
-
-// examineDrift is about differences between this host and the directory.
-func (d *Daemon) examineDrift(context.Context) []doctor.Facts { return nil }

@@ -19,6 +19,7 @@ func (d *Daemon) handler() http.Handler {
 	mux.Handle(poddv1connect.NewMoveServiceHandler(&moveService{d: d}, options))
 	mux.Handle(poddv1connect.NewTargetServiceHandler(&targetService{d}, options))
 	mux.HandleFunc("POST "+transferPath, d.serveTransfer)
+	mux.Handle("GET /metrics", d.metrics.handler())
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
 	return newRouter(d.Name, d.podHost, d.hostAPI, mux)
 }

@@ -1,0 +1,112 @@
+package podd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"podd/directory"
+	"podd/pod"
+)
+
+// scrape is what Prometheus would read of a collector, or of all.
+func scrape(t *testing.T, m *metrics) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	m.handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if w.Code != 200 {
+		t.Fatalf("status %d: %s", w.Code, w.Body)
+	}
+	return w.Body.String()
+}
+
+func expectLines(t *testing.T, text string, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		if !strings.Contains(text, "\n"+line+"\n") {
+			t.Errorf("there is no %q", line)
+		}
+	}
+}
+
+func TestMoveMetrics(t *testing.T) {
+	m := newMetrics(&Daemon{})
+	receipt := &pod.Receipt{
+		Stages: []pod.StageTime{{Stage: pod.StageDump, Duration: 20 * time.Millisecond}},
+		Freeze: 30 * time.Millisecond, Total: 2 * time.Second, MemoryBytes: 1 << 20, PresyncFileBytes: 7, ImageBytes: 9,
+	}
+	m.moveEnded(outcomeDone, receipt)
+	m.moveEnded(outcomeCancelled, &pod.Receipt{Stages: []pod.StageTime{{Stage: pod.StageDump, Duration: time.Millisecond}}})
+	m.moveEnded(outcomeRefused, nil)
+	m.registry.Unregister(&stateCollector{}) // it has no directory to ask
+	expectLines(t, scrape(t, m),
+		`podd_moves_total{outcome="done"} 1`, `podd_moves_total{outcome="cancelled"} 1`, `podd_moves_total{outcome="refused"} 1`, `podd_moves_total{outcome="aborted"} 0`,
+		`podd_move_stage_seconds_count{stage="dump"} 2`, `podd_move_freeze_seconds_count 1`, `podd_move_freeze_seconds_sum 0.03`, `podd_move_seconds_sum 2`,
+		`podd_move_bytes_total{kind="memory"} 1.048576e+06`, `podd_move_bytes_total{kind="presync_files"} 7`, `podd_move_bytes_total{kind="images"} 9`)
+	(*metrics)(nil).moveEnded(outcomeDone, receipt)
+}
+
+// TestStateMetrics: what a scrape tells of the directory, and that one which
+// can't be read does not keep the rest from being told.
+func TestStateMetrics(t *testing.T) {
+	on := func(host string, phase pod.Phase) *pod.Pod {
+		return &pod.Pod{Phase: phase, Binding: pod.Binding{Host: host}}
+	}
+	view, failure := &directory.View{
+		Revision: 42,
+		Pods:     map[string]*pod.Pod{"x": on("a", pod.PhaseRunning), "y": on("a", pod.PhaseMoving), "z": on("b", pod.PhaseRunning), "w": on("a", pod.PhaseRunning)},
+		Moves: map[string]*pod.Move{
+			"1": {Source: "a", Target: "b", State: pod.MoveRunning, Held: true}, "2": {Source: "b", Target: "a", State: pod.MoveRunning},
+			"3": {Source: "a", Target: "b", State: pod.MoveDone}, "4": {Source: "a", Target: "b", State: moveQueued},
+		},
+	}, error(nil)
+	m := &metrics{registry: prometheus.NewRegistry()}
+	m.registry.MustRegister(&stateCollector{
+		host: "a",
+		view: func(context.Context) (*directory.View, error) { return view, failure },
+		drift: func() (repaired, failed map[driftKind]uint64) {
+			return map[driftKind]uint64{driftNetwork: 2}, map[driftKind]uint64{driftCRIU: 1}
+		},
+	})
+	always := []string{
+		`podd_reconcile_repairs_total{kind="network"} 2`, `podd_reconcile_repairs_total{kind="host"} 0`, `podd_reconcile_failures_total{kind="criu"} 1`,
+	}
+	expectLines(t, scrape(t, m), append(always,
+		`podd_pods{phase="running"} 2`, `podd_pods{phase="moving"} 1`, `podd_pods{phase="stopped"} 0`, `podd_pods_held 1`,
+		`podd_moves_running{role="source"} 1`, `podd_moves_running{role="target"} 1`, `podd_moves_queued 1`, `podd_directory_up 1`, `podd_directory_revision 42`)...)
+	view, failure = nil, errors.New("no")
+	text := scrape(t, m)
+	expectLines(t, text, append(always, `podd_directory_up 0`)...)
+	if strings.Contains(text, "podd_pods") {
+		t.Error("pods are counted without a directory")
+	}
+}
+
+// TestMetricNames: units and suffixes as Prometheus' conventions have them, and a
+// help text for everything.
+func TestMetricNames(t *testing.T) {
+	m := newMetrics(&Daemon{})
+	descriptions := make(chan *prometheus.Desc, 100)
+	go func() {
+		defer close(descriptions)
+		for _, c := range []prometheus.Collector{m.moves, m.stages, m.freeze, m.total, m.bytes, &stateCollector{}} {
+			c.Describe(descriptions)
+		}
+	}()
+	for d := range descriptions {
+		var name, help string
+		if _, err := fmt.Sscanf(d.String(), "Desc{fqName: %q, help: %q", &name, &help); err != nil {
+			t.Fatalf("%s: %v", d, err)
+		}
+		counter := strings.Contains("podd_moves_total podd_move_bytes_total podd_reconcile_repairs_total podd_reconcile_failures_total", name)
+		if !strings.HasPrefix(name, "podd_") || counter != strings.HasSuffix(name, "_total") || !strings.HasSuffix(help, ".") || strings.Contains(name, "millis") {
+			t.Errorf("%s: %s", name, help)
+		}
+	}
+}
