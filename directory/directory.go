@@ -117,6 +117,9 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 	defer cancel()
 	if _, err := client.Get(reach, clusterKey, clientv3.WithKeysOnly()); err != nil {
 		err = d.explain(ctx, "opening the directory", err)
+		if why := probe(ctx, o.Endpoints[0], o.TLS); why != nil && errors.Is(err, pod.ErrUnavailable) {
+			err = fmt.Errorf("%w: %w", err, why)
+		}
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil

@@ -59,13 +59,19 @@ func TestSecureDirectory(t *testing.T) {
 			t.Errorf("%s: %v", store.Identity(), err)
 		}
 	}
-	for name, store := range map[string]*trust.Store{
-		"a user":               trusttest.Member(t, proxy, jane, 0),
-		"another cluster":      trusttest.Member(t, trusttest.Cluster(t), hostA, 0),
-		"an expired one (1 s)": expired(t, proxy),
+	for name, c := range map[string]struct {
+		store *trust.Store
+		says  string
+	}{
+		"a user":          {trusttest.Member(t, proxy, jane, 0), "bad certificate"},
+		"another cluster": {trusttest.Member(t, trusttest.Cluster(t), hostA, 0), "unknown authority"},
+		"an expired one":  {expired(t, proxy), "expired"},
 	} {
-		if d, err := openSecure(t, e, store); err == nil {
+		d, err := openSecure(t, e, c.store)
+		if err == nil {
 			t.Errorf("%s was let in: %v", name, d)
+		} else if !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: the error does not say %q: %v", name, c.says, err)
 		}
 	}
 	if _, err := Open(t.Context(), Options{Endpoints: []string{strings.Replace(e.Endpoint(), "https", "http", 1)}, Timeout: time.Second}); err == nil {
