@@ -20,6 +20,9 @@ type allocator struct {
 	// Offset is that of the last address given out. The next search starts
 	// behind it, so a freed address rests for as long as possible.
 	Offset uint32 `json:"offset"`
+	// Moves is the turn of the last move. Every move that begins changes it,
+	// so that no two take the last place of a host.
+	Moves uint64 `json:"moves,omitempty"`
 }
 
 // labelCount is how many labels there are.

@@ -30,6 +30,8 @@ func (d *Directory) CommitMove(ctx context.Context, id string) error {
 		switch {
 		case m.State == pod.MoveAborted:
 			return decided(m)
+		case m.State == pod.MoveQueued:
+			return fmt.Errorf("%w: move %s has not begun", pod.ErrConflict, id)
 		case m.State != pod.MoveRunning:
 			return errAlready
 		case p == nil:
@@ -48,20 +50,23 @@ func (d *Directory) CommitMove(ctx context.Context, id string) error {
 // AbortMove gives the pod back to the source, in one transaction, unless the
 // move is committed already: then the error wraps ErrCommitted, and the source
 // must not run again. It returns nil if the move is aborted, whoever asked
-// first. After pod.ErrUnavailable the outcome is unknown: ask again.
+// first, and completes what CancelMove has begun. Only the source may ask, as
+// soon as the pod goes on there. After pod.ErrUnavailable the outcome is
+// unknown: ask again.
 func (d *Directory) AbortMove(ctx context.Context, id string, stage pod.Stage, cause error) error {
 	err := d.decide(ctx, id, "aborting", func(m *pod.Move, p *pod.Pod) error {
-		switch m.State {
-		case pod.MoveAborted:
+		switch {
+		case m.State == pod.MoveAborted && !m.Undoing():
 			return errAlready
-		case pod.MoveCommitted, pod.MoveDone:
+		case m.State == pod.MoveCommitted, m.State == pod.MoveDone:
 			return decided(m)
+		}
+		// Whoever decided has said why; the source knows best where.
+		if m.State != pod.MoveAborted && cause != nil {
+			m.Error = cause.Error()
 		}
 		m.State, m.FailedStage, m.Held = pod.MoveAborted, stage, false
 		m.EndedAt = time.Now().UTC()
-		if cause != nil {
-			m.Error = cause.Error()
-		}
 		if p != nil && p.Move == id {
 			p.Move = ""
 			if p.Phase == pod.PhaseMoving { // else it ended on its own meanwhile
@@ -74,6 +79,29 @@ func (d *Directory) AbortMove(ctx context.Context, id string, stage pod.Stage, c
 		d.pruneMoves(ctx)
 	}
 	return err
+}
+
+// CancelMove decides, for anybody, that a move is aborted, unless it is
+// committed already: then the error wraps ErrCommitted. It returns nil if the
+// move is aborted, whoever asked first. The pod stays the move's, and its
+// packets stay held, until the source has undone what it did and calls
+// AbortMove; a move in the queue is over at once.
+func (d *Directory) CancelMove(ctx context.Context, id string, stage pod.Stage, cause error) error {
+	return d.updateMove(ctx, id, "cancelling", func(m *pod.Move) error {
+		switch m.State {
+		case pod.MoveAborted:
+			return nil
+		case pod.MoveCommitted, pod.MoveDone:
+			return decided(m)
+		case pod.MoveQueued:
+			m.EndedAt = time.Now().UTC()
+		}
+		m.State, m.FailedStage = pod.MoveAborted, stage
+		if cause != nil {
+			m.Error = cause.Error()
+		}
+		return nil
+	})
 }
 
 // errAlready says that the move is decided as asked.

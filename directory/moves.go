@@ -2,10 +2,8 @@ package directory
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -16,134 +14,19 @@ import (
 
 // finished reports whether nothing remains to be done for the move.
 func finished(m *pod.Move) bool {
-	return m.State == pod.MoveDone || m.State == pod.MoveAborted
+	return m.State == pod.MoveDone || m.State == pod.MoveAborted && !m.Undoing()
 }
 
-// decided is the error that tells how a move that is not running was decided.
+// decided is the error that tells how a move that may not be decided any more
+// was decided.
 func decided(m *pod.Move) error {
 	switch m.State {
-	case pod.MoveRunning:
+	case pod.MoveQueued, pod.MoveRunning:
 		return nil
 	case pod.MoveAborted:
 		return fmt.Errorf("move %s: %w at stage %s: %s", m.ID, ErrAborted, m.FailedStage, m.Error)
 	}
 	return fmt.Errorf("move %s: %w", m.ID, ErrCommitted)
-}
-
-// BeginMove opens the journal entry of a move and takes a label for the next
-// incarnation; the pod goes from PhaseRunning to PhaseMoving. The error wraps
-// pod.ErrNotFound (no such pod or host), pod.ErrUnavailable (a host is down),
-// pod.ErrInvalid (the pod is there already), pod.ErrPhase (it does not run) or
-// pod.ErrConflict (another move has not finished; the text names it).
-func (d *Directory) BeginMove(ctx context.Context, podName, target string) (*pod.Move, error) {
-	unlock, err := d.lockAllocator(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-
-	var move *pod.Move
-	// The ID is ours alone, so after a lost reply it tells our move from
-	// anybody else's. 10 base32 digits are 50 bits.
-	id := strings.ToLower(rand.Text()[:10])
-	podKey, moveKey := podPrefix+podName, movePrefix+id
-	err = d.retry(ctx, fmt.Sprintf("beginning the move of pod %s to host %s", podName, target), func(ctx context.Context) error {
-		kvs, err := d.read(ctx, podKey, moveKey, allocatorKey, hostPrefix+target, hostAlive+target)
-		if err != nil {
-			return err
-		}
-		if kvs[1] != nil { // the attempt whose reply was lost
-			move, err = decode[pod.Move](kvs[1])
-			return err
-		}
-		if kvs[0] == nil {
-			return fmt.Errorf("pod %q: %w", podName, pod.ErrNotFound)
-		}
-		if kvs[3] == nil {
-			return fmt.Errorf("host %q: %w", target, pod.ErrNotFound)
-		}
-		p, err := decode[pod.Pod](kvs[0])
-		if err != nil {
-			return err
-		}
-		h, err := decode[pod.Host](kvs[3])
-		if err != nil {
-			return err
-		}
-		source := p.Binding.Host
-		switch {
-		case p.Move != "":
-			return fmt.Errorf("%w: pod %s is being moved already (move %s)", pod.ErrConflict, podName, p.Move)
-		case source == target:
-			return fmt.Errorf("%w: pod %s is on host %s already", pod.ErrInvalid, podName, target)
-		case p.Phase != pod.PhaseRunning:
-			return fmt.Errorf("%w: pod %s is %s; only a running pod can be moved", pod.ErrPhase, podName, p.Phase)
-		case kvs[4] == nil:
-			return fmt.Errorf("%w: host %s is down", pod.ErrUnavailable, target)
-		}
-		if err := d.checkClean(ctx, podName, target); err != nil {
-			return err
-		}
-		a, err := decodeAllocator(kvs[2])
-		if err != nil {
-			return err
-		}
-		label, err := d.label(ctx, a)
-		if err != nil {
-			return err
-		}
-		m := &pod.Move{
-			ID: id, Pod: podName, Source: source, Target: target,
-			SourceEpoch: p.Binding.Epoch,
-			Next:        p.Binding,
-			State:       pod.MoveRunning,
-			Stage:       pod.StagePreflight,
-			StartedAt:   time.Now().UTC(),
-		}
-		m.Next.Host, m.Next.Physical = target, h.Physical
-		// Above every epoch that was ever tried: what an aborted move has left
-		// on a host is never taken for a later one's.
-		p.TriedEpoch = max(p.TriedEpoch, p.Binding.Epoch) + 1
-		m.Next.Label, m.Next.Epoch = label, p.TriedEpoch
-		p.Phase, p.Move = pod.PhaseMoving, id
-
-		alive := []clientv3.Cmp{exists(hostAlive + source), exists(hostAlive + target)}
-		resp, err := d.etcd.Txn(ctx).
-			If(append(alive, unchanged(podKey, kvs[0]), unchanged(moveKey, nil), unchanged(allocatorKey, kvs[2]))...).
-			Then(put(podKey, p), put(moveKey, m), put(allocatorKey, a)).
-			Else(clientv3.OpGet(hostAlive+source, clientv3.WithCountOnly())).
-			Commit()
-		if err != nil {
-			return err
-		}
-		if !resp.Succeeded {
-			if resp.Responses[0].GetResponseRange().Count == 0 {
-				return fmt.Errorf("%w: host %s, where pod %s is, is down", pod.ErrUnavailable, source, podName)
-			}
-			return errLost
-		}
-		move = m
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return move, nil
-}
-
-// checkClean refuses a target that has yet to clean up after an earlier move of
-// the same pod away from it: two incarnations would share its directories.
-func (d *Directory) checkClean(ctx context.Context, podName, target string) error {
-	moves, err := d.listMoves(ctx)
-	if err != nil {
-		return err
-	}
-	for _, m := range moves {
-		if m.Pod == podName && m.Source == target && m.State == pod.MoveCommitted {
-			return fmt.Errorf("%w: host %s is still cleaning up after move %s of pod %s", pod.ErrConflict, target, m.ID, podName)
-		}
-	}
-	return nil
 }
 
 // SetMoveStage records the stage that was begun. It is for people and for
@@ -167,6 +50,9 @@ func (d *Directory) SetHeld(ctx context.Context, id string, held bool) error {
 	return d.updateMove(ctx, id, "recording the hold", func(m *pod.Move) error {
 		if err := decided(m); err != nil {
 			return err
+		}
+		if m.State == pod.MoveQueued {
+			return fmt.Errorf("%w: move %s has not begun", pod.ErrConflict, id)
 		}
 		m.Held = held
 		return nil
@@ -211,7 +97,7 @@ func (d *Directory) FinishMove(ctx context.Context, id string, receipt *pod.Rece
 		switch m.State {
 		case pod.MoveAborted:
 			return decided(m)
-		case pod.MoveRunning:
+		case pod.MoveQueued, pod.MoveRunning:
 			return fmt.Errorf("%w: move %s is not committed", pod.ErrConflict, id)
 		case pod.MoveCommitted:
 			m.State, m.Stage, m.Receipt = pod.MoveDone, pod.StageRelease, receipt

@@ -9,6 +9,9 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
+// watchPause is the pause before a watch that was interrupted begins again.
+const watchPause = 100 * time.Millisecond
+
 // Watch delivers the directory as it is, and again whenever it has changed, at
 // once: there is no delay to collect changes. A reader that is slow misses views
 // in between and never the last. A view never shows half of a transaction. The
@@ -37,7 +40,7 @@ func (d *Directory) Watch(ctx context.Context) <-chan *View {
 			d.log.Warn("watching the directory was interrupted", "error", d.explain(ctx, "watching", err))
 			select {
 			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(watchPause):
 			}
 		}
 	}()

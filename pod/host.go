@@ -24,9 +24,12 @@ type Host struct {
 	// Version is podd's own.
 	Version string `json:"version"`
 	// MemoryBytes and CPUs are what the machine has.
-	MemoryBytes int64     `json:"memoryBytes"`
-	CPUs        int       `json:"cpus"`
-	StartedAt   time.Time `json:"startedAt"`
+	MemoryBytes int64 `json:"memoryBytes"`
+	CPUs        int   `json:"cpus"`
+	// MaxMoves bounds the moves out of and into it at a time; 0 means
+	// DefaultMaxMoves.
+	MaxMoves  int       `json:"maxMoves,omitempty"`
+	StartedAt time.Time `json:"startedAt"`
 	// Alive is true while the host's lease lasts. It is not stored.
 	Alive bool `json:"-"`
 }

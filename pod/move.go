@@ -62,12 +62,15 @@ type Move struct {
 	Stage Stage `json:"stage"`
 	// Held asks the proxy to queue the pod's packets.
 	Held bool `json:"held,omitempty"`
+	// Turn grows from move to move: the order in which those wait that have to.
+	Turn uint64 `json:"turn,omitempty"`
 	// Error says why State is MoveAborted, and FailedStage where.
 	Error       string    `json:"error,omitempty"`
 	FailedStage Stage     `json:"failedStage,omitempty"`
 	StartedAt   time.Time `json:"startedAt"`
-	EndedAt     time.Time `json:"endedAt,omitzero"`
-	Receipt     *Receipt  `json:"receipt,omitempty"`
+	// EndedAt is zero while anything remains to be done: see Undoing.
+	EndedAt time.Time `json:"endedAt,omitzero"`
+	Receipt *Receipt  `json:"receipt,omitempty"`
 }
 
 // Receipt is what a finished move measured. Durations are nanoseconds in JSON.

@@ -33,6 +33,9 @@ type Config struct {
 	InitPath string `toml:"init-path"`
 	// CRIUPath is the criu program; empty means the one on PATH.
 	CRIUPath string `toml:"criu-path"`
+	// MaxMoves bounds the moves out of and into this host at a time; further
+	// ones wait.
+	MaxMoves int `toml:"max-moves"`
 	// LogLevel is debug, info, warn or error; LogFormat text or json.
 	LogLevel  string `toml:"log-level"`
 	LogFormat string `toml:"log-format"`
@@ -45,6 +48,7 @@ func DefaultConfig() Config {
 		RunDir:       "/run/podd",
 		CgroupParent: "podd",
 		Directory:    daemon.EmbeddedDirectory,
+		MaxMoves:     pod.DefaultMaxMoves,
 		LogLevel:     "info",
 		LogFormat:    "text",
 	}
@@ -87,6 +91,9 @@ func (c Config) settings() (settings, error) {
 	}
 	if s.CgroupParent == "" || strings.Contains(s.CgroupParent, "..") {
 		return s, fmt.Errorf("%w: cgroup-parent %q: want a relative path such as podd", pod.ErrInvalid, s.CgroupParent)
+	}
+	if s.MaxMoves < 1 {
+		return s, fmt.Errorf("%w: max-moves %d: want at least 1", pod.ErrInvalid, s.MaxMoves)
 	}
 	if s.InitPath == "" {
 		self, err := os.Executable()

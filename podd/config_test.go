@@ -28,7 +28,7 @@ func TestReferenceConfig(t *testing.T) {
 	}
 	for _, key := range []string{
 		"name", "address", "listen", "state-dir", "run-dir", "cgroup-parent", "directory",
-		"init-path", "criu-path", "log-level", "log-format",
+		"init-path", "criu-path", "max-moves", "log-level", "log-format",
 	} {
 		if !strings.Contains(string(text), "\n"+key+" = ") && !strings.Contains(string(text), "\n# "+key+" = ") {
 			t.Errorf("key %s is not in the reference", key)
@@ -80,6 +80,7 @@ func TestSettings(t *testing.T) {
 		"relative dir":   {func(c *Config) { c.StateDir = "state" }, "absolute"},
 		"directory":      {func(c *Config) { c.Directory = "10.0.0.1:2379" }, "https://"},
 		"no podinit":     {func(c *Config) { c.InitPath = "/nonexistent" }, "--init-path"},
+		"no moves":       {func(c *Config) { c.MaxMoves = 0 }, "max-moves"},
 		"cgroup escapes": {func(c *Config) { c.CgroupParent = "../podd" }, "relative"},
 	} {
 		t.Run(name, func(t *testing.T) {

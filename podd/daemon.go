@@ -221,7 +221,7 @@ func (d *Daemon) listen() ([]net.Listener, error) {
 }
 
 func (d *Daemon) register(ctx context.Context) (*directory.Registration, error) {
-	host := pod.Host{Name: d.Name, Physical: d.physical, API: d.settings.listen, StartedAt: time.Now().UTC()}
+	host := pod.Host{Name: d.Name, Physical: d.physical, API: d.settings.listen, MaxMoves: d.MaxMoves, StartedAt: time.Now().UTC()}
 	if host.API.Addr().IsUnspecified() {
 		host.API = netip.AddrPortFrom(d.physical, host.API.Port())
 	}

@@ -51,9 +51,15 @@ type incarnation struct {
 // them goes on by itself.
 func (d *Daemon) abortMoves(ctx context.Context, view *directory.View) error {
 	for _, move := range view.Moves {
-		if move.State == pod.MoveRunning && (move.Source == d.Name || move.Target == d.Name) {
+		open := move.State == pod.MoveQueued || move.State == pod.MoveRunning || move.Undoing()
+		abort := d.dir.AbortMove
+		if move.Source != d.Name {
+			// Only the source gives the pod back.
+			open, abort = move.State == pod.MoveRunning && move.Target == d.Name, d.dir.CancelMove
+		}
+		if open {
 			d.log.Warn("undoing a move that a restart interrupted", "pod", move.Pod, "move", move.ID)
-			err := d.dir.AbortMove(ctx, move.ID, move.Stage, fmt.Errorf("host %s: %w", d.Name, errRestarted))
+			err := abort(ctx, move.ID, move.Stage, fmt.Errorf("host %s: %w", d.Name, errRestarted))
 			if err != nil && !errors.Is(err, directory.ErrCommitted) {
 				return err
 			}

@@ -41,7 +41,7 @@ func TestSettle(t *testing.T) {
 		"running": {running, false}, "committed": {committed, true},
 		"forgotten": {&forgotten, false}, "old": {&old, true}, "gone": {&gone, false},
 	} {
-		got, err := d.settleMove(d.log, test.move, pod.StageDump, errors.New("for the test"))
+		got, err := d.settleMove(d.log, test.move, dir.AbortMove, pod.StageDump, errors.New("for the test"))
 		if err != nil || got != test.committed {
 			t.Errorf("%s: committed %v, %v; want %v", name, got, err, test.committed)
 		}
@@ -56,7 +56,7 @@ func TestAbortUnknown(t *testing.T) {
 	dir := newDirectory(t)
 	d, _ := testDaemon(t, "a", dir)
 	m := beginMove(t, dir, "alice")
-	d.abortUnknown(t.Context(), &localPod{name: "alice"}, errors.New("no reply"))
+	d.abortUnknown(t.Context(), m.ID, errors.New("no reply"))
 	p, err := dir.Pod(t.Context(), "alice")
 	if err != nil || p.Phase != pod.PhaseRunning || p.Move != "" {
 		t.Errorf("the pod is %+v, %v", p, err)
@@ -64,7 +64,6 @@ func TestAbortUnknown(t *testing.T) {
 	if m, err := dir.Move(t.Context(), m.ID); err != nil || m.State != pod.MoveAborted || m.Error != "no reply" {
 		t.Errorf("the move is %+v, %v", m, err)
 	}
-	d.abortUnknown(t.Context(), &localPod{name: "nobody"}, errors.New("no reply"))
 }
 
 // TestGuard waits for a host that says nothing while the move is aborted
@@ -76,8 +75,8 @@ func TestGuard(t *testing.T) {
 		want string
 	}{
 		"aborted": {func(move *pod.Move, _ context.CancelFunc) error {
-			return dir.AbortMove(t.Context(), move.ID, pod.StageDump, errors.New("for the test"))
-		}, "the move was aborted: for the test"},
+			return dir.CancelMove(t.Context(), move.ID, pod.StageDump, errors.New("for the test"))
+		}, "for the test"},
 		"stopping": {func(_ *pod.Move, stop context.CancelFunc) error { stop(); return nil }, "podd on host a is stopping"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -87,7 +86,7 @@ func TestGuard(t *testing.T) {
 			conn := dialTest(t, address)
 			d, stop := testDaemon(t, "a", dir)
 			move := beginMove(t, dir, name)
-			dismiss := d.guardTransfer(conn, move, "b")
+			dismiss := d.guardMove(move, "b", conn.abandon)
 			defer dismiss()
 			if err := test.end(move, stop); err != nil {
 				t.Fatal(err)

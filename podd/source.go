@@ -41,8 +41,17 @@ const (
 
 // sourceMove is the source's side of one move.
 type sourceMove struct {
-	d      *Daemon
-	log    *slog.Logger
+	d     *Daemon
+	log   *slog.Logger
+	order moveOrder
+	// stop ends the move before its time, and why is the reason for an error
+	// that comes of it. limitDowntime begins to count, and disarm, for a move
+	// that is committed, counts no more. See bound.
+	stop          func(cause error)
+	why           func(err error) error
+	limitDowntime func()
+	disarm        func()
+
 	pod    *localPod
 	record *pod.Pod
 	move   *pod.Move
@@ -67,9 +76,13 @@ type sourceMove struct {
 
 // movePod moves a pod of this host to another. The move returned is the
 // journal's entry, nil if none was opened. It runs to its end whatever becomes
-// of the caller; only the end of the daemon's ctx stops it.
-func (d *Daemon) movePod(ctx context.Context, name, target string, report func(progress)) (*pod.Move, error) {
-	m := &sourceMove{d: d, log: d.log.With("pod", name), clock: newStageClock(d.log.With("pod", name), report)}
+// of the caller; only order, its limits and the end of the daemon's ctx end it
+// before.
+func (d *Daemon) movePod(ctx context.Context, order moveOrder, report func(progress)) (*pod.Move, error) {
+	m := &sourceMove{d: d, log: d.log.With("pod", order.pod), order: order}
+	m.clock = newStageClock(m.log, report)
+	ctx, unbound := m.bound(ctx)
+	defer unbound()
 	watching, stopWatching := context.WithCancel(ctx)
 	defer stopWatching()
 	d.tasks.Go(func() { m.clock.watch(watching) })
@@ -78,65 +91,91 @@ func (d *Daemon) movePod(ctx context.Context, name, target string, report func(p
 	if err := m.at(pod.StagePreflight); err != nil {
 		return nil, fmt.Errorf("preflight: %w", err)
 	}
-	check, err := d.checkMove(ctx, name, target)
+	check, err := d.checkMove(ctx, order.pod, order.target)
 	if err != nil {
-		return nil, fmt.Errorf("preflight: %w", err)
+		return nil, fmt.Errorf("preflight: %w", m.why(err))
 	}
-	if len(check.blockers) > 0 {
-		return nil, &blockedError{pod: name, blockers: check.blockers}
+	if err := m.take(check); err != nil {
+		return nil, err
 	}
-	p := check.local
-	m.pod, m.record, m.target = p, check.pod, check.target
-	m.receipt.Processes = check.processes
-	m.frozenLimit = minFrozenLimit + time.Duration(check.memoryBytes/slowestLink)*time.Second
-
-	// From here on the pod is this move's: stop, kill and a second move wait
-	// or are refused.
-	release, err := d.claim(ctx, name)
+	// From here on the pod is this move's, except while it waits in the queue:
+	// stop, kill and a second move wait or are refused.
+	release, err := m.seize(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.left {
-		return nil, fmt.Errorf("pod %s: %w: it has just moved", name, pod.ErrConflict)
-	}
-	defer p.beginMove()()
-	m.clock.begin(pod.StageReserve)
-	if m.move, err = d.dir.BeginMove(ctx, name, target); err != nil {
-		err = fmt.Errorf("reserve: %w", err)
-		if errors.Is(err, pod.ErrUnavailable) {
-			d.background(func(ctx context.Context) { d.abortUnknown(ctx, p, err) })
+	defer func() { release() }()
+	if m.move, err = d.dir.BeginMove(ctx, order.pod, order.target); err != nil {
+		err = fmt.Errorf("reserve: %w", m.why(err))
+		if unknown := m.move; unknown != nil {
+			d.background(func(ctx context.Context) { d.abortUnknown(ctx, unknown.ID, err) })
 		}
 		return nil, err
 	}
-	m.clock.move = m.move.ID
+	m.clock.opened(m.move.ID)
 	m.log = m.log.With("move", m.move.ID)
-	m.log.Info("move begins", "target", target)
+	if m.move.State == pod.MoveQueued {
+		release()
+		if release, err = m.queue(ctx); err != nil {
+			return m.end(m.fail(err))
+		}
+	}
+	defer m.pod.beginMove()()
+	m.log.Info("move begins", "target", order.target)
 	if err := m.run(ctx); err != nil {
-		err = m.fail(err)
-		if err != nil {
-			return d.finalMove(m.move), err
+		if err = m.fail(err); err != nil {
+			return m.end(err)
 		}
 	}
 	m.finish()
-	return d.finalMove(m.move), nil
+	return m.end(nil)
 }
 
-// finalMove is the journal's entry as it is now, or as it was last known.
-func (d *Daemon) finalMove(known *pod.Move) *pod.Move {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.ctx), cleanupTimeout)
-	defer cancel()
-	if m, err := d.dir.Move(ctx, known.ID); err == nil {
-		return m
+// seize takes the pod for the move alone, until release is called.
+func (m *sourceMove) seize(ctx context.Context) (release func(), err error) {
+	end, err := m.d.claim(ctx, m.order.pod)
+	if err != nil {
+		return nil, m.why(err)
 	}
-	return known
+	m.pod.mu.Lock()
+	release = func() { m.pod.mu.Unlock(); end() }
+	if m.pod.over() {
+		release()
+		return nil, fmt.Errorf("pod %s: %w: it has just ended or moved", m.order.pod, pod.ErrConflict)
+	}
+	return release, nil
+}
+
+// take notes what preflight found, or refuses the move.
+func (m *sourceMove) take(check *moveCheck) error {
+	if len(check.blockers) > 0 {
+		return &blockedError{pod: m.order.pod, blockers: check.blockers}
+	}
+	m.pod, m.record, m.target = check.local, check.pod, check.target
+	m.receipt.Processes = check.processes
+	m.frozenLimit = minFrozenLimit + time.Duration(check.memoryBytes/slowestLink)*time.Second
+	return nil
+}
+
+// end is what movePod returns: err, and the journal's entry as it is now, or as
+// it was last known.
+func (m *sourceMove) end(err error) (*pod.Move, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.d.ctx), cleanupTimeout)
+	defer cancel()
+	if move, err2 := m.d.dir.Move(ctx, m.move.ID); err2 == nil {
+		return move, err
+	}
+	return m.move, err
 }
 
 // run goes through the stages up to the commit. It returns nil when the
 // target has committed.
 func (m *sourceMove) run(ctx context.Context) error {
+	// Until the commit the move ends when somebody cancels it, the target is
+	// gone, or podd stops.
+	dismiss := m.d.guardMove(m.move, m.move.Target, m.stop)
+	m.undo = append(m.undo, dismiss)
+	m.clock.begin(pod.StageReserve)
 	var err error
 	if m.network, err = m.d.net(ctx); err != nil {
 		return err
@@ -227,10 +266,9 @@ func (m *sourceMove) reserve(ctx context.Context) error {
 		return err
 	}
 	m.conn = conn
-	// The conversation has no deadline of its own while bytes flow; it ends
-	// with the daemon, or when the other one is gone.
-	dismiss := m.d.guardTransfer(conn, m.move, m.move.Target)
-	m.undo = append(m.undo, func() { dismiss(); conn.Close() })
+	// The conversation has no deadline of its own while bytes flow.
+	keep := context.AfterFunc(ctx, func() { conn.abandon(context.Cause(ctx)) })
+	m.undo = append(m.undo, func() { keep(); conn.Close() })
 	if err := m.at(pod.StageReserve); err != nil {
 		return err
 	}
@@ -307,6 +345,7 @@ func (m *sourceMove) prepareDump(ctx context.Context) error {
 				if m.frozen.IsZero() {
 					m.clock.begin(pod.StageFreeze)
 					m.frozen = time.Now()
+					m.limitDowntime()
 					if err := m.at(pod.StageFreeze); err != nil {
 						return err
 					}

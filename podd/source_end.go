@@ -14,6 +14,7 @@ import (
 // it returns nil, and the move goes forward.
 func (m *sourceMove) fail(cause error) error {
 	stage := m.clock.stage()
+	cause = m.why(cause)
 	var at *stageError
 	if errors.As(cause, &at) {
 		stage = at.stage
@@ -28,19 +29,24 @@ func (m *sourceMove) fail(cause error) error {
 	if errors.As(cause, &at) {
 		stage = at.stage
 	}
-	committed, err := m.settle(stage, cause)
-	switch {
-	case committed:
-		m.log.Warn("the target had committed before the failure", "error", cause)
-		return nil
-	case err != nil && m.asked:
-		// podd stops. The pod stays frozen, and the next start asks again.
-		return fmt.Errorf("%s: %w; whether pod %s is on host %s or %s is not known: %w", stage, cause, m.move.Pod, m.move.Source, m.move.Target, err)
-	case err != nil:
-		m.log.Error("the move could not be recorded as aborted; the next start does it", "error", err)
-	}
+	cause = m.measured(cause)
 	if m.asked {
+		committed, err := m.settle(m.d.dir.CancelMove, stage, cause)
+		switch {
+		case committed:
+			m.log.Warn("the target had committed before the failure", "error", cause)
+			m.disarm()
+			m.receipt.Freeze = max(m.receipt.Freeze, time.Since(m.frozen)) // no less is known
+			return nil
+		case err != nil:
+			// podd stops. The pod stays frozen, and the next start asks again.
+			return fmt.Errorf("%s: %w; whether pod %s is on host %s or %s is not known: %w", stage, cause, m.move.Pod, m.move.Source, m.move.Target, err)
+		}
 		m.resume()
+	}
+	// The pod goes on: it is nobody's move any more.
+	if _, err := m.settle(m.d.dir.AbortMove, stage, cause); err != nil {
+		m.log.Error("the move could not be recorded as aborted; the next start does it", "error", err)
 	}
 	m.cleanup()
 	return fmt.Errorf("%s: %w; pod %s goes on running on host %s", stage, cause, m.move.Pod, m.move.Source)
@@ -69,8 +75,8 @@ func (m *sourceMove) reason(cause error) error {
 
 // settle aborts the move in the directory and reports whether the target had
 // committed.
-func (m *sourceMove) settle(stage pod.Stage, cause error) (committed bool, err error) {
-	return m.d.settleMove(m.log, m.move, stage, cause)
+func (m *sourceMove) settle(abort abortFunc, stage pod.Stage, cause error) (committed bool, err error) {
+	return m.d.settleMove(m.log, m.move, abort, stage, cause)
 }
 
 // resume lets the pod go on where it was.

@@ -107,6 +107,7 @@ func (m *sourceMove) restore() error {
 	if reply.GetCommitted() == nil {
 		return fmt.Errorf("talking to host %s: unexpected answer instead of the commit", m.move.Target)
 	}
+	m.disarm()
 	if err := m.at("committed"); err != nil {
 		return err
 	}

@@ -28,12 +28,12 @@ type progress struct {
 type stageClock struct {
 	log    *slog.Logger
 	report func(progress)
-	move   string
 	start  time.Time
 	sent   atomic.Int64 // bytes in the current stage
 	total  atomic.Int64
 
 	mu      sync.Mutex
+	move    string
 	current pod.Stage
 	since   time.Time
 	done    []pod.StageTime
@@ -78,10 +78,23 @@ func (c *stageClock) finish() []pod.StageTime {
 	return c.done
 }
 
+// opened says at once by which ID the move is known.
+func (c *stageClock) opened(move string) {
+	c.mu.Lock()
+	c.move = move
+	c.mu.Unlock()
+	c.tell()
+}
+
 func (c *stageClock) tell() {
-	if c.report != nil {
-		c.report(progress{move: c.move, stage: c.stage(), bytes: c.sent.Load(), total: c.total.Load(), elapsed: time.Since(c.start)})
+	if c.report == nil {
+		return
 	}
+	c.mu.Lock()
+	p := progress{move: c.move, stage: c.current}
+	c.mu.Unlock()
+	p.bytes, p.total, p.elapsed = c.sent.Load(), c.total.Load(), time.Since(c.start)
+	c.report(p)
 }
 
 // watch reports the bytes of the current stage until ctx is done.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -22,7 +23,7 @@ func TestStageClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var reports []progress
 		c := newStageClock(discard(), func(p progress) { reports = append(reports, p) })
-		c.move = "4f1c09"
+		c.opened("4f1c09")
 		c.begin(pod.StagePresync)
 		time.Sleep(2 * time.Second)
 		if n, err := io.WriteString(c.count(io.Discard), "seven b"); n != 7 || err != nil {
@@ -45,10 +46,11 @@ func TestStageClock(t *testing.T) {
 			t.Errorf("finishing twice: %v", again)
 		}
 		wantReports := []progress{
+			{move: "4f1c09"},
 			{move: "4f1c09", stage: pod.StagePresync},
 			{move: "4f1c09", stage: pod.StageHold, elapsed: 2 * time.Second},
 		}
-		if len(reports) != 2 || reports[0] != wantReports[0] || reports[1] != wantReports[1] {
+		if !slices.Equal(reports, wantReports) {
 			t.Errorf("reported %+v, want %+v", reports, wantReports)
 		}
 	})

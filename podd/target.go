@@ -43,7 +43,8 @@ type targetMove struct {
 	lost bool
 	// release ends the claim on the pod's name.
 	release func()
-	// dismiss ends the guard of the connection.
+	// stop ends the move before its time; dismiss ends the guard that does so.
+	stop    func(cause error)
 	dismiss func()
 }
 
@@ -66,7 +67,10 @@ func (d *Daemon) serveTransfer(w http.ResponseWriter, r *http.Request) {
 			d.wakeReconcile()
 		}
 	}()
-	if err := m.run(d.ctx); err != nil {
+	ctx, cancel := context.WithCancelCause(d.ctx)
+	defer cancel(nil)
+	m.stop = func(cause error) { cancel(cause); conn.abandon(cause) }
+	if err := m.run(ctx); err != nil {
 		m.fail(err)
 	}
 }
@@ -178,7 +182,7 @@ func (m *targetMove) reserve(ctx context.Context, id string) error {
 	}
 	m.move = move
 	m.dismiss()
-	m.dismiss = m.d.guardTransfer(m.conn, move, move.Source)
+	m.dismiss = m.d.guardMove(move, move.Source, m.stop)
 	m.log.Info("a pod is coming", "source", move.Source)
 	if err := m.at(m.stage); err != nil {
 		return err

@@ -55,7 +55,7 @@ func (m *targetMove) fail(cause error) {
 	if m.asked && !m.committed {
 		// The reply to the commit may have been lost.
 		var err error
-		if m.committed, err = m.d.settleMove(m.log, m.move, m.stage, cause); err != nil {
+		if m.committed, err = m.d.settleMove(m.log, m.move, m.d.dir.CancelMove, m.stage, cause); err != nil {
 			// podd stops, and with it the copy. The images stay: the next start
 			// asks again, and may need them.
 			return
@@ -90,13 +90,13 @@ func (m *targetMove) fail(cause error) {
 	}
 }
 
-// abort decides a move whose source may be gone for good: the pod's record is
-// not to say for ever that it moves. The source's own abort is as good.
+// abort decides a move whose source may be gone. The source's own abort is as
+// good, and it alone gives the pod back, once it is back itself.
 func (m *targetMove) abort(cause error) {
 	if m.move == nil {
 		return
 	}
-	err := m.d.dir.AbortMove(context.WithoutCancel(m.d.ctx), m.move.ID, m.stage, cause)
+	err := m.d.dir.CancelMove(context.WithoutCancel(m.d.ctx), m.move.ID, m.stage, cause)
 	if err != nil {
 		m.log.Warn("the move could not be recorded as aborted", "error", err)
 	}

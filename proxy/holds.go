@@ -106,7 +106,7 @@ func (r *reconciler) held(m *pod.Move, now time.Time) time.Duration {
 func (r *reconciler) endHolds(view *directory.View, now time.Time) {
 	for id, h := range r.holds {
 		m := view.Moves[id]
-		if m != nil && m.State == pod.MoveRunning {
+		if m != nil && (m.State == pod.MoveRunning || m.Undoing()) {
 			continue
 		}
 		if err := fault.At("proxy:release", nil); err != nil {

@@ -54,7 +54,7 @@ func TestListHolds(t *testing.T) {
 	}{
 		{"aborted", func(r *reconciler, now time.Time) {
 			v := moving()
-			v.Moves["m"].State = pod.MoveAborted
+			v.Moves["m"].State, v.Moves["m"].EndedAt = pod.MoveAborted, now
 			r.view.Store(v)
 			r.step(context.Background(), now)
 		}},

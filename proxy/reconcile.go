@@ -150,7 +150,8 @@ func (r *reconciler) state(view *directory.View, now time.Time) (datapath.State,
 			continue
 		}
 		path := datapath.PodPath{Binding: p.Binding}
-		if m := view.MoveOf(p); m != nil && m.State == pod.MoveRunning {
+		// Until the source has undone an aborted move nobody could take them.
+		if m := view.MoveOf(p); m != nil && (m.State == pod.MoveRunning || m.Undoing()) {
 			path.Next = &m.Next
 			left := r.held(m, now)
 			path.Held = left > 0

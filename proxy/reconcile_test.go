@@ -70,7 +70,7 @@ func TestState(t *testing.T) {
 	}
 	for _, state := range []pod.MoveState{pod.MoveCommitted, pod.MoveAborted, pod.MoveDone} {
 		v := moving()
-		v.Moves["m"].State, v.Moves["m"].Held = state, true
+		v.Moves["m"].State, v.Moves["m"].Held, v.Moves["m"].EndedAt = state, true, time.Now()
 		s, _ := r.state(v, time.Now())
 		if p := pathOf(t, s, 3); p.Next != nil || p.Held {
 			t.Errorf("path of a %s move is %+v", state, p)
@@ -117,7 +117,12 @@ func TestHoldEnds(t *testing.T) {
 			t.Fatalf("holds are %v", r.holds)
 		}
 		after := moving()
-		after.Moves["m"].State = state
+		after.Moves["m"].Held = true
+		after.Moves["m"].State = pod.MoveAborted // the source has yet to undo it
+		if s, _ := r.state(after, time.Now()); !pathOf(t, s, 3).Held {
+			t.Error("the hold ended while the pod was still frozen")
+		}
+		after.Moves["m"].State, after.Moves["m"].Held, after.Moves["m"].EndedAt = state, false, time.Now()
 		if s, _ := r.state(after, time.Now()); pathOf(t, s, 3).Held || len(r.holds) != 0 {
 			t.Errorf("%s: still held: %v", state, r.holds)
 		}

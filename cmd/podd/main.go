@@ -52,6 +52,7 @@ Examples:
 			&cli.StringFlag{Name: "directory", Usage: "`URL,...` of an etcd cluster, or \"embedded\" to run one", Value: defaults.Directory},
 			&cli.StringFlag{Name: "init-path", Usage: "the pods' init `PROGRAM` (default: podinit beside podd)"},
 			&cli.StringFlag{Name: "criu-path", Usage: "the criu `PROGRAM` (default: the one on PATH)"},
+			&cli.IntFlag{Name: "max-moves", Usage: "carry out at most `N` moves out of and into this host at a time; others wait", Value: defaults.MaxMoves},
 			&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error", Value: defaults.LogLevel},
 			&cli.StringFlag{Name: "log-format", Usage: "text or json", Value: defaults.LogFormat},
 		},
@@ -87,6 +88,9 @@ func config(c *cli.Context) (podd.Config, error) {
 		if c.IsSet(name) {
 			*field = c.String(name)
 		}
+	}
+	if c.IsSet("max-moves") {
+		config.MaxMoves = c.Int("max-moves")
 	}
 	return config, nil
 }
