@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	poddv1 "podd/api/podd/v1"
+	"podd/pod"
 )
 
 //go:embed completion
@@ -88,6 +89,15 @@ func completeImages(ctx context.Context, p *podctl) []candidate {
 }
 
 func completeMoves(ctx context.Context, p *podctl) []candidate {
+	return listMoves(ctx, p, func(moveView) bool { return true })
+}
+
+// completeOpenMoves leaves out those that are over.
+func completeOpenMoves(ctx context.Context, p *podctl) []candidate {
+	return listMoves(ctx, p, func(v moveView) bool { return v.State == pod.MoveQueued || v.State == pod.MoveRunning })
+}
+
+func listMoves(ctx context.Context, p *podctl, wanted func(moveView) bool) []candidate {
 	client, err := p.client()
 	if err != nil {
 		return nil
@@ -98,8 +108,9 @@ func completeMoves(ctx context.Context, p *podctl) []candidate {
 	}
 	var out []candidate
 	for _, message := range response.Msg.GetMoves() {
-		v := viewMove(message)
-		out = append(out, candidate{v.ID, fmt.Sprintf("%s from %s to %s, %s", v.Pod, v.Source, v.Target, v.State)})
+		if v := viewMove(message); wanted(v) {
+			out = append(out, candidate{v.ID, fmt.Sprintf("%s from %s to %s, %s", v.Pod, v.Source, v.Target, v.State)})
+		}
 	}
 	return out
 }
@@ -129,6 +140,7 @@ func completeWords(words ...string) completer {
 // flagCompleters complete the values of flags, by the flag's long name. The
 // values of others are free text, or files.
 var flagCompleters = map[string]completer{
+	"cancel":   completeOpenMoves,
 	"context":  completeContexts,
 	"socket":   completeFiles,
 	"env-file": completeFiles,

@@ -41,6 +41,8 @@ type server struct {
 	sessions map[string]*process
 	images   []*poddv1.Image
 	moves    []*pod.Move
+	changed  chan struct{} // closed, and replaced, when a move changes
+	deaf     bool          // moves that are cancelled go on
 	next     int
 	// routes are the route headers seen.
 	routes []string
@@ -112,7 +114,7 @@ func newServer(t *testing.T) (*server, string) {
 var hostAddress = map[string]string{"a": "10.10.1.2", "b": "10.10.2.2", "full": "10.10.3.2", "odd": "10.10.4.2"}
 
 func checkHost(name string) error {
-	if hostAddress[name] == "" {
+	if hostAddress[name] == "" && !slices.Contains(lingering, name) {
 		return fmt.Errorf("%w: host %q", pod.ErrNotFound, name)
 	}
 	return nil

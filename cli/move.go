@@ -5,26 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/urfave/cli/v2"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	poddv1 "podd/api/podd/v1"
 	"podd/pod"
 )
-
-// tickInterval is how often the elapsed time on a terminal is drawn anew.
-const tickInterval = 100 * time.Millisecond
 
 // exitNotMovable is move --dry-run's verdict on a pod that can't be moved.
 const exitNotMovable = 1
 
 func (p *podctl) moveCommand() *command {
 	return &command{
-		name: "move", aliases: []string{"mv", "migrate"}, category: "Moves", args: "POD HOST", min: 2, max: 2,
+		name: "move", aliases: []string{"mv", "migrate"}, category: "Moves", args: "POD HOST", max: 2,
 		completes: []completer{completePods, completeHosts, completeNothing},
 		notFound:  "podctl ps -a lists the pods, podctl host ls the hosts",
 		usage:     "move a pod to another host while it runs",
@@ -35,24 +32,41 @@ the pod goes on running where it was.
 
 Shows each stage while it lasts, and in the end a receipt: freeze is how long no
 process of the pod ran, excision how long it took from the freeze until the image
-was complete on the target, and insertion from there until the pod ran.
+was complete on the target, and insertion from there until the pod ran. A host
+carries out a few moves at a time; one too many waits, queued, for its turn.
+
+Ctrl-C, or SIGTERM, has the move undone and waits for that; a second one leaves
+it to podd. The exit code is then 130 (143), or 0 if it was too late and the pod
+has moved. With --timeout and --max-downtime a move is undone that takes longer,
+and the pod goes on where it was.
 
 --dry-run only checks whether the pod can be moved, and says what is in the way;
 the exit code is 0 if it can and 1 if it can't.`,
 		examples: []string{
 			"podctl move alice b",
 			"podctl move --dry-run alice b",
+			"podctl move --max-downtime 200ms --timeout 5m alice b",
 			"podctl move -o json alice b | jq .receipt.freezeMs",
+			"podctl move --detach alice b     # prints the move's ID",
+			"podctl move wait 4f1c09",
+			"podctl move cancel 4f1c09",
 			"podctl move ls",
 			"podctl move show 4f1c09",
 		},
 		flags: []cli.Flag{
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say whether the pod can be moved, and what is in the way"},
+			&cli.DurationFlag{Name: "timeout", Usage: "undo the move if it takes longer than `TIME`, such as 90s or 5m, waiting in the queue included"},
+			&cli.DurationFlag{Name: "max-downtime", Usage: "undo the move rather than freeze the pod for longer than `TIME`, such as 200ms"},
+			&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "print the move's ID as soon as it has one, and leave it to podd"},
+			&cli.StringFlag{Name: "cancel", Usage: "undo the move `ID`, as podctl move cancel does"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "do not show the stages while they last"},
 			outputFlag(),
 		},
-		subcommands: []*command{p.moveListCommand(), p.moveShowCommand()},
+		subcommands: []*command{p.moveListCommand(), p.moveShowCommand(), p.moveWaitCommand(), p.moveCancelCommand()},
 		action: func(c *cli.Context) error {
+			if err := checkMoveFlags(p.current, c); err != nil {
+				return err
+			}
 			format, err := p.outputFormat(c)
 			if err != nil {
 				return err
@@ -61,27 +75,73 @@ the exit code is 0 if it can and 1 if it can't.`,
 			if err != nil {
 				return err
 			}
-			name, target := c.Args().Get(0), c.Args().Get(1)
-			if c.Bool("dry-run") {
-				return p.checkMove(c.Context, client, format, name, target)
+			if id := c.String("cancel"); c.IsSet("cancel") {
+				return p.cancelMove(c.Context, client, format, id, "")
 			}
-			return p.move(c.Context, client, format, name, target, c.Bool("quiet"))
+			request := &poddv1.MovePodRequest{Pod: c.Args().Get(0), Target: c.Args().Get(1)}
+			if c.Bool("dry-run") {
+				return p.checkMove(c.Context, client, format, request.Pod, request.Target)
+			}
+			if c.IsSet("timeout") {
+				request.Timeout = durationpb.New(c.Duration("timeout"))
+			}
+			if c.IsSet("max-downtime") {
+				request.MaxDowntime = durationpb.New(c.Duration("max-downtime"))
+			}
+			if c.Bool("detach") {
+				return p.detachMove(c.Context, client, format, request)
+			}
+			return p.move(c.Context, client, format, request, c.Bool("quiet"))
 		},
 	}
 }
 
-// move moves a pod, shows how it goes and prints the receipt.
-func (p *podctl) move(ctx context.Context, client *client, f format, name, target string, quiet bool) error {
-	display := p.newProgress(f, quiet)
-	display.heading = fmt.Sprintf("moving %s to %s", name, target)
-	id, result, err := client.follow(ctx, name, target, display)
-	failed := err != nil || result.GetState() == string(pod.MoveAborted)
-	display.finish(failed)
-
-	if err != nil && ctx.Err() != nil && id != "" {
-		fmt.Fprintf(p.stderr, "podctl: the move goes on without podctl: podctl move show %s tells how it stands\n", id)
+// checkMoveFlags refuses what makes no sense together.
+func checkMoveFlags(command *command, c *cli.Context) error {
+	for _, name := range []string{"timeout", "max-downtime"} {
+		if c.IsSet(name) && c.Duration(name) <= 0 {
+			return &usageError{command, fmt.Sprintf("--%s %s: want a time above 0", name, c.Duration(name))}
+		}
+	}
+	together := func(one string, others ...string) error {
+		for _, other := range others {
+			if c.IsSet(one) && c.IsSet(other) {
+				return &usageError{command, fmt.Sprintf("--%s and --%s can't be used together", one, other)}
+			}
+		}
+		return nil
+	}
+	err := together("cancel", "dry-run", "detach", "timeout", "max-downtime")
+	if err == nil {
+		err = together("dry-run", "detach", "timeout", "max-downtime")
 	}
 	if err != nil {
+		return err
+	}
+	switch {
+	case c.IsSet("cancel") && c.String("cancel") == "":
+		return &usageError{command, "--cancel needs the ID of a move"}
+	case c.IsSet("cancel") && c.Args().Present():
+		return &usageError{command, fmt.Sprintf("--cancel takes no other arguments, got %q", c.Args().First())}
+	case !c.IsSet("cancel") && c.NArg() < 2:
+		return &usageError{command, "too few arguments: want " + command.args}
+	}
+	return nil
+}
+
+// move moves a pod, shows how it goes and prints the receipt.
+func (p *podctl) move(ctx context.Context, client *client, f format, request *poddv1.MovePodRequest, quiet bool) error {
+	display := p.newProgress(f, quiet)
+	display.heading = fmt.Sprintf("moving %s to %s", request.Pod, request.Target)
+	run := &moveRun{p: p, client: client, display: display, mayCancel: true}
+	err := run.follow(ctx, func(ctx context.Context, emit func(moveEvent)) error { return client.carryOut(ctx, request, emit) })
+	return p.reportMove(ctx, client, f, run, request.Pod, request.Target, err)
+}
+
+// reportMove prints how a move that was followed has ended. Its exit code says
+// whether the pod has moved.
+func (p *podctl) reportMove(ctx context.Context, client *client, f format, run *moveRun, name, target string, err error) error {
+	if run.result == nil && err != nil {
 		err = fmt.Errorf("moving %s to %s: %w", name, target, err)
 		if errors.Is(err, pod.ErrBlocked) {
 			p.printError(err)
@@ -89,18 +149,40 @@ func (p *podctl) move(ctx context.Context, client *client, f format, name, targe
 		}
 		return err
 	}
-	v := viewMove(result)
+	v := viewMove(run.result)
+	failed := v.State == pod.MoveAborted
 	if f != formatTable && f != formatWide || !failed {
 		if err := p.printMove(f, v); err != nil {
 			return err
 		}
 	}
-	if failed {
-		p.printError(moveFailure(v))
-		p.printWhereabouts(ctx, client, name)
-		return exitStatus(exitError)
+	if !failed {
+		return nil
 	}
-	return nil
+	p.printError(moveFailure(v))
+	p.printWhereabouts(ctx, client, name)
+	if run.signal != 0 {
+		return exitStatus(128 + int(run.signal))
+	}
+	return exitStatus(exitError)
+}
+
+// detachMove begins a move and prints its ID.
+func (p *podctl) detachMove(ctx context.Context, client *client, f format, request *poddv1.MovePodRequest) error {
+	run := &moveRun{p: p, client: client, display: &progress{w: p.stderr, now: time.Now, hidden: true}, mayCancel: true, detach: true}
+	err := run.follow(ctx, func(ctx context.Context, emit func(moveEvent)) error { return client.carryOut(ctx, request, emit) })
+	if run.id == "" {
+		return p.reportMove(ctx, client, f, run, request.Pod, request.Target, err)
+	}
+	if f == formatJSON || f == formatYAML {
+		response, err := client.moves.GetMove(ctx, connect.NewRequest(&poddv1.GetMoveRequest{Id: run.id}))
+		if err != nil {
+			return fmt.Errorf("showing move %s: %w", run.id, err)
+		}
+		return printDocument(p.stdout, f, viewMove(response.Msg.GetMove()))
+	}
+	_, err = fmt.Fprintln(p.stdout, run.id)
+	return err
 }
 
 // moveFailure is the error of a move that was aborted.
@@ -143,90 +225,6 @@ func (p *podctl) printObstacles(ctx context.Context, client *client, name, targe
 	return exitStatus(exitError)
 }
 
-// follow starts a move and feeds the display until the move is over. When the
-// stream breaks the move goes on, so follow asks how it stands. The id is
-// known as soon as podd has accepted the move.
-func (c *client) follow(ctx context.Context, name, target string, display *progress) (id string, result *poddv1.Move, err error) {
-	// Time passes on the display also while podd has nothing to say.
-	ticker := time.NewTicker(tickInterval)
-	defer ticker.Stop()
-
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	events := make(chan *poddv1.MovePodResponse)
-	var streamErr error
-	go func() {
-		defer close(events)
-		stream, err := c.moves.MovePod(ctx, connect.NewRequest(&poddv1.MovePodRequest{Pod: name, Target: target}))
-		if err != nil {
-			streamErr = err
-			return
-		}
-		defer stream.Close()
-		for stream.Receive() {
-			events <- stream.Msg()
-		}
-		streamErr = stream.Err()
-	}()
-	// The loop below ends only when the channel is closed: it waits for the goroutine.
-	for open := true; open; {
-		var event *poddv1.MovePodResponse
-		select {
-		case <-ticker.C:
-			display.tick()
-			continue
-		case event, open = <-events:
-		}
-		if event == nil {
-			continue
-		}
-		if event.GetId() != "" {
-			id = event.GetId()
-		}
-		if event.GetMove() != nil {
-			result = event.GetMove()
-		}
-		if event.GetStage() != "" {
-			display.update(pod.Stage(event.GetStage()), event.GetBytes(), event.GetTotalBytes())
-		}
-	}
-	switch {
-	case result != nil:
-		return id, result, nil
-	case id == "" && streamErr == nil:
-		return "", nil, errors.New("podd ended the stream without a result")
-	case id == "":
-		return "", nil, streamErr
-	}
-	result, err = c.outcome(ctx, id, streamErr, display)
-	return id, result, err
-}
-
-// outcome asks how a move stands until it is over. cause is why it has to ask.
-func (c *client) outcome(ctx context.Context, id string, cause error, display *progress) (*poddv1.Move, error) {
-	if cause == nil {
-		cause = errors.New("podd ended the stream without a result")
-	}
-	attempts := newAttempts()
-	for {
-		attempts.begin()
-		response, err := c.moves.GetMove(ctx, connect.NewRequest(&poddv1.GetMoveRequest{Id: id}))
-		if err == nil {
-			switch m := response.Msg.GetMove(); pod.MoveState(m.GetState()) {
-			case pod.MoveDone, pod.MoveCommitted, pod.MoveAborted:
-				return m, nil
-			default:
-				display.update(pod.Stage(m.GetStage()), 0, 0)
-			}
-		} else if errors.Is(err, pod.ErrNotFound) {
-			return nil, cause
-		}
-		if err := attempts.wait(ctx, cause); err != nil {
-			return nil, fmt.Errorf("move %s: %w", id, err)
-		}
-	}
-}
-
 // newProgress chooses how the stages are shown: live on a terminal, as lines
 // otherwise, not at all where nobody would read them.
 func (p *podctl) newProgress(f format, quiet bool) *progress {
@@ -238,60 +236,4 @@ func (p *podctl) newProgress(f format, quiet bool) *progress {
 		display.hidden = true
 	}
 	return display
-}
-
-func (p *podctl) moveListCommand() *command {
-	return &command{
-		name: "ls", aliases: []string{"list"}, args: "[POD]", max: 1, completes: []completer{completePods, completeNothing},
-		usage:       "list moves",
-		description: "Lists moves, of all pods or one, the newest first.",
-		examples:    []string{"podctl move ls", "podctl move ls alice -o wide"},
-		flags:       []cli.Flag{outputFlag()},
-		action: func(c *cli.Context) error {
-			format, err := p.outputFormat(c)
-			if err != nil {
-				return err
-			}
-			client, err := p.client()
-			if err != nil {
-				return err
-			}
-			response, err := client.moves.ListMoves(c.Context, connect.NewRequest(&poddv1.ListMovesRequest{Pod: c.Args().First()}))
-			if err != nil {
-				return fmt.Errorf("listing moves: %w", err)
-			}
-			var moves []moveView
-			for _, message := range response.Msg.GetMoves() {
-				moves = append(moves, viewMove(message))
-			}
-			slices.SortStableFunc(moves, func(a, b moveView) int { return b.StartedAt.Compare(a.StartedAt) })
-			return moveListing.print(p.stdout, format, moves)
-		},
-	}
-}
-
-func (p *podctl) moveShowCommand() *command {
-	return &command{
-		name: "show", args: "ID", min: 1, max: 1, completes: []completer{completeMoves, completeNothing},
-		usage: "show a move and its receipt", notFound: "podctl move ls lists the moves",
-		description: "Shows the receipt of a move that is done, how far one has got that is under way,\nor why one failed.",
-		examples:    []string{"podctl move show 4f1c09", "podctl move show 4f1c09 -o yaml"},
-		flags:       []cli.Flag{outputFlag()},
-		action: func(c *cli.Context) error {
-			format, err := p.outputFormat(c)
-			if err != nil {
-				return err
-			}
-			client, err := p.client()
-			if err != nil {
-				return err
-			}
-			id := c.Args().First()
-			response, err := client.moves.GetMove(c.Context, connect.NewRequest(&poddv1.GetMoveRequest{Id: id}))
-			if err != nil {
-				return fmt.Errorf("showing move %s: %w", id, err)
-			}
-			return p.printMove(format, viewMove(response.Msg.GetMove()))
-		},
-	}
 }

@@ -30,7 +30,9 @@ type progress struct {
 	// width is the terminal's, in columns; 0 if it isn't known.
 	width int
 
-	rows  []progressRow
+	rows []progressRow
+	// notes are lines below the stages.
+	notes []string
 	drawn int // lines on the terminal that the next drawing replaces
 }
 
@@ -85,23 +87,36 @@ func (p *progress) finish(failed bool) {
 	p.tick()
 }
 
+// say writes a line that is no stage's; it is not hidden.
+func (p *progress) say(note string) {
+	if !p.live || p.hidden {
+		fmt.Fprintln(p.w, note)
+		return
+	}
+	p.notes = append(p.notes, note)
+	p.tick()
+}
+
 // tick draws the lines again; it does nothing off a terminal.
 func (p *progress) tick() {
-	if !p.live || p.hidden || len(p.rows) == 0 {
+	if !p.live || p.hidden || len(p.rows)+len(p.notes) == 0 {
 		return
 	}
 	var out strings.Builder
 	if p.drawn > 0 {
 		fmt.Fprintf(&out, cursorUp, p.drawn)
 	}
+	lines := make([]string, 0, len(p.rows)+len(p.notes))
 	for _, row := range p.rows {
-		line := p.line(row)
+		lines = append(lines, p.line(row))
+	}
+	for _, line := range append(lines, p.notes...) {
 		if p.width > 0 {
 			line = shorten(line, p.width-1) // a line that wraps can't be drawn over
 		}
 		out.WriteString(resetTerms + line + clearLine + "\n")
 	}
-	p.drawn = len(p.rows)
+	p.drawn = len(p.rows) + len(p.notes)
 	io.WriteString(p.w, out.String())
 }
 

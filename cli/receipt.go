@@ -42,6 +42,9 @@ func (v moveView) state() string {
 	case pod.MoveRunning:
 		return fmt.Sprintf("%s (%s)", v.State, v.Stage)
 	case pod.MoveAborted:
+		if v.undoing() {
+			return "undoing"
+		}
 		if v.FailedStage != "" {
 			return fmt.Sprintf("%s (%s)", v.State, v.FailedStage)
 		}
@@ -60,6 +63,14 @@ func (p *podctl) printMove(f format, v moveView) error {
 	switch {
 	case v.State == pod.MoveAborted:
 		fmt.Fprintf(p.stdout, "%s was not moved from %s to %s (move %s): stage %s failed: %s\n", v.Pod, v.Source, v.Target, v.ID, v.FailedStage, v.Error)
+	case v.State == pod.MoveQueued:
+		fmt.Fprintf(p.stdout, "%s waits to move from %s to %s (move %s): one of them has as many moves as it may have, for %s\n",
+			v.Pod, v.Source, v.Target, v.ID, formatDuration(time.Since(v.StartedAt)))
+	case v.State == pod.MoveCommitted:
+		fmt.Fprintf(p.stdout, "%s moved from %s to %s (move %s); %s has yet to clean up\n", v.Pod, v.Source, v.Target, v.ID, v.Source)
+	case v.State == pod.MoveDone && v.Receipt == nil:
+		fmt.Fprintf(p.stdout, "%s moved from %s to %s (move %s); %s was restarted meanwhile, and what was measured is lost\n",
+			v.Pod, v.Source, v.Target, v.ID, v.Source)
 	case v.Receipt == nil:
 		fmt.Fprintf(p.stdout, "%s moves from %s to %s (move %s): stage %s, for %s\n", v.Pod, v.Source, v.Target, v.ID, v.Stage,
 			formatDuration(time.Since(v.StartedAt)))
