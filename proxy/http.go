@@ -13,6 +13,7 @@ import (
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
 	"podd/api/podd/v1/poddv1connect"
+	"podd/doctor"
 )
 
 const (
@@ -26,7 +27,7 @@ const (
 // handler is everything podproxy serves on its API port.
 func (p *Proxy) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(poddv1connect.NewProxyServiceHandler(&service{reconciler: p.reconciler}, api.HandlerOptions()))
+	mux.Handle(poddv1connect.NewProxyServiceHandler(&service{reconciler: p.reconciler, examine: p.examine}, api.HandlerOptions()))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		if err := p.health(r.Context()); err != nil {
@@ -42,6 +43,8 @@ func (p *Proxy) handler() http.Handler {
 type service struct {
 	poddv1connect.UnimplementedProxyServiceHandler
 	reconciler *reconciler
+	// examine gathers what CheckProxy judges.
+	examine func(ctx context.Context) (name string, facts []doctor.Facts)
 }
 
 func (s *service) Hold(ctx context.Context, request *connect.Request[poddv1.HoldRequest]) (*connect.Response[poddv1.HoldResponse], error) {

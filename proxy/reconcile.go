@@ -52,6 +52,8 @@ type reconciler struct {
 	view *atomic.Pointer[directory.View]
 	// holding are the holds in force; run is the only one that stores.
 	holding atomic.Pointer[[]heldPod]
+	// repairs are what the last look that found anything has; run stores.
+	repairs atomic.Pointer[repaired]
 	// failure is the last Set's error; nil pointer when it went well.
 	failure atomic.Pointer[error]
 }
@@ -124,6 +126,9 @@ func (r *reconciler) step(ctx context.Context, now time.Time) time.Duration {
 // tells what others had changed.
 func (r *reconciler) repair(ctx context.Context, state datapath.State) error {
 	repairs, err := r.path.Repair(ctx, state)
+	if len(repairs) > 0 {
+		r.repairs.Store(&repaired{at: time.Now(), found: repairs})
+	}
 	byKind := map[string][]string{}
 	for _, repair := range repairs {
 		r.metrics.repaired(repair.Kind)

@@ -1,0 +1,35 @@
+package proxy
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"podd/doctor"
+	"podd/proxy/datapath"
+)
+
+func TestJudgeDatapath(t *testing.T) {
+	now := time.Date(2026, 1, 10, 0, 0, 0, 0, time.UTC)
+	found := make([]datapath.Repair, 7)
+	for i := range found {
+		found[i] = datapath.Repair{Kind: "route", Detail: "missing"}
+	}
+	for _, c := range []struct {
+		facts        datapathFacts
+		severity     doctor.Severity
+		says, remedy string
+	}{
+		{datapathFacts{now: now, pods: 3}, doctor.OK, "3 pods", ""},
+		{datapathFacts{now: now, err: errors.New("no")}, doctor.Error, "may not be reachable: no", "journalctl -u podproxy"},
+		{datapathFacts{now: now, last: &repaired{now.Add(-time.Minute), found}}, doctor.Warning, "last 1m0s ago; it was put right: route: missing, ", "firewall"},
+		{datapathFacts{now: now, last: &repaired{now.Add(-time.Minute), found}}, doctor.Warning, "and 2 more", ""},
+		{datapathFacts{now: now, last: &repaired{now.Add(-time.Hour), found}}, doctor.OK, "", ""},
+	} {
+		f := c.facts.Judge()[0]
+		if f.Severity != c.severity || !strings.Contains(f.Detail, c.says) || !strings.Contains(f.Remedy, c.remedy) || (f.Remedy == "") != (f.Severity == doctor.OK) {
+			t.Errorf("%+v: found %+v", c.facts, f)
+		}
+	}
+}
