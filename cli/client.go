@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -45,8 +46,7 @@ type client struct {
 	// reached is true once a connection to podd was made.
 	reached atomic.Bool
 	// unserved is true when the daemon does not know the call: podproxy
-	// serves no pods. refused is true when it took the connection but not the
-	// certificate.
+	// serves no pods. refused is true when it does not accept the certificate.
 	unserved, refused atomic.Bool
 }
 
@@ -54,35 +54,32 @@ type client struct {
 // HTTP/2 from the first byte (exec and attach stream in both directions at once).
 func newClient(to target) *client {
 	c := &client{target: to}
-	c.transport = newTransport(c.dial, to.store != nil)
+	c.transport = newTransport(c.dial)
 	http := bareClient{&http.Client{Transport: c.transport}, c}
 	options := api.ClientOptions()
-	c.pods = poddv1connect.NewPodServiceClient(http, to.baseURL(), options)
-	c.images = poddv1connect.NewImageServiceClient(http, to.baseURL(), options)
-	c.hosts = poddv1connect.NewHostServiceClient(http, to.baseURL(), options)
-	c.moves = poddv1connect.NewMoveServiceClient(http, to.baseURL(), options)
-	c.trust = poddv1connect.NewTrustServiceClient(http, to.baseURL(), options)
+	c.pods = poddv1connect.NewPodServiceClient(http, baseURL, options)
+	c.images = poddv1connect.NewImageServiceClient(http, baseURL, options)
+	c.hosts = poddv1connect.NewHostServiceClient(http, baseURL, options)
+	c.moves = poddv1connect.NewMoveServiceClient(http, baseURL, options)
+	c.trust = poddv1connect.NewTrustServiceClient(http, baseURL, options)
 	return c
 }
 
+// baseURL is what requests are addressed to. It means nothing: the name is not
+// looked up, and whether a connection is encrypted is up to who dials.
+const baseURL = "http://podd"
+
 type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
-// newTransport speaks HTTP/2 over what dial returns: a connection over which the
-// handshake is done, or one to a socket.
-func newTransport(dial dialFunc, encrypted bool) *http.Transport {
+// newTransport speaks HTTP/2 over what dial returns, a connection to a socket or
+// one over which the TLS handshake is done.
+func newTransport(dial dialFunc) *http.Transport {
 	protocols := new(http.Protocols)
-	protocols.SetHTTP2(encrypted)
-	protocols.SetUnencryptedHTTP2(!encrypted)
-	t := &http.Transport{
-		Protocols: protocols,
-		HTTP2:     &http.HTTP2Config{SendPingTimeout: pingInterval, PingTimeout: pingTimeout},
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Transport{
+		Protocols: protocols, DialContext: dial,
+		HTTP2: &http.HTTP2Config{SendPingTimeout: pingInterval, PingTimeout: pingTimeout},
 	}
-	if encrypted {
-		t.DialTLSContext = dial
-	} else {
-		t.DialContext = dial
-	}
-	return t
 }
 
 // dial connects to the first daemon that answers. One that serves pods is better
@@ -91,6 +88,8 @@ func (c *client) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	conn, err := c.dialAny(ctx)
 	if err != nil {
 		c.unreachable.Store(&err)
+		var alert *net.OpError
+		c.refused.Store(errors.As(err, &alert) && alert.Op == "remote error")
 		return nil, err
 	}
 	c.unreachable.Store(nil)
@@ -103,7 +102,7 @@ func (c *client) dialAny(ctx context.Context) (net.Conn, error) {
 		dialer := net.Dialer{Timeout: dialTimeout}
 		return dialer.DialContext(ctx, c.target.addresses[0].network, c.target.addresses[0].location)
 	}
-	var fallback net.Conn
+	var fallback *tlsConn
 	var failures []error
 	for _, to := range c.target.addresses {
 		turn, cancel := context.WithTimeout(ctx, dialTimeout)
@@ -115,7 +114,7 @@ func (c *client) dialAny(ctx context.Context) (net.Conn, error) {
 		switch {
 		case err != nil:
 			failures = append(failures, err)
-		case servesPods(conn):
+		case conn.servesPods():
 			if fallback != nil {
 				fallback.Close()
 			}
@@ -132,20 +131,48 @@ func (c *client) dialAny(ctx context.Context) (net.Conn, error) {
 	return nil, errors.Join(failures...)
 }
 
-// dialTLS connects and does the handshake. HTTP/2 must be spoken.
-func dialTLS(ctx context.Context, to address, config *tls.Config) (net.Conn, error) {
+// tlsConn is a connection whose server has accepted the client's certificate.
+type tlsConn struct {
+	*tls.Conn
+	first []byte // what was read to find that out
+}
+
+// dialTLS connects, does the handshake and waits for the server's first byte:
+// with TLS 1.3 (RFC 8446) the handshake is over for the client before the server
+// has judged the client's certificate. A server of HTTP/2 speaks at once (RFC
+// 9113, section 3.4).
+func dialTLS(ctx context.Context, to address, config *tls.Config) (*tlsConn, error) {
 	config.NextProtos = []string{"h2"}
 	dialer := tls.Dialer{Config: config}
 	conn, err := dialer.DialContext(ctx, to.network, to.location)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", to, err)
 	}
-	return conn, nil
+	c := &tlsConn{Conn: conn.(*tls.Conn), first: make([]byte, 1)}
+	interrupt := context.AfterFunc(ctx, func() { c.Close() })
+	_, err = io.ReadFull(c.Conn, c.first)
+	if !interrupt() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("%s: %w", to, err)
+	}
+	return c, nil
+}
+
+func (c *tlsConn) Read(p []byte) (int, error) {
+	if len(c.first) > 0 {
+		n := copy(p, c.first)
+		c.first = c.first[n:]
+		return n, nil
+	}
+	return c.Conn.Read(p)
 }
 
 // servesPods is false for a connection to podproxy.
-func servesPods(conn net.Conn) bool {
-	peer, err := trust.FromCertificate(conn.(*tls.Conn).ConnectionState().PeerCertificates[0])
+func (c *tlsConn) servesPods() bool {
+	peer, err := trust.FromCertificate(c.ConnectionState().PeerCertificates[0])
 	return err == nil && peer.Kind == trust.KindHost
 }
 
@@ -183,12 +210,6 @@ func (b bareClient) Do(request *http.Request) (*http.Response, error) {
 	// An answer of the API, "not found" among them, is never plain text.
 	if err == nil && response.StatusCode == http.StatusNotFound && strings.HasPrefix(response.Header.Get("Content-Type"), "text/plain") {
 		b.unserved.Store(true)
-	}
-	// With TLS 1.3 (RFC 8446) the server judges the client's certificate when
-	// the client has begun to send.
-	var alert *net.OpError
-	if errors.As(err, &alert) && alert.Op == "remote error" {
-		b.refused.Store(true)
 	}
 	var wrapped *url.Error
 	if errors.As(err, &wrapped) {

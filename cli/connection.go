@@ -82,20 +82,6 @@ func (t target) String() string {
 	return strings.Join(words, ", ")
 }
 
-// What requests are addressed to. The name means nothing: it is not looked up,
-// and certificates are verified by the names of the cluster.
-const (
-	socketURL = "http://podd"
-	tlsURL    = "https://podd"
-)
-
-func (t target) baseURL() string {
-	if t.store == nil {
-		return socketURL
-	}
-	return tlsURL
-}
-
 // connection is what the global flags say.
 type connection struct {
 	context, socket, url string

@@ -58,9 +58,9 @@ func join(ctx context.Context, token trust.Token, to address, request []byte) (*
 	defer cancel()
 	transport := newTransport(func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return dialTLS(ctx, to, token.TLS())
-	}, true)
+	})
 	defer transport.CloseIdleConnections()
-	client := poddv1connect.NewTrustServiceClient(&http.Client{Transport: transport}, tlsURL, api.ClientOptions())
+	client := poddv1connect.NewTrustServiceClient(&http.Client{Transport: transport}, baseURL, api.ClientOptions())
 	response, err := client.Join(ctx, connect.NewRequest(&poddv1.JoinRequest{
 		Id: token.ID, Secret: token.Secret, Kind: string(trust.KindUser), Request: request,
 	}))
