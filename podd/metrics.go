@@ -2,7 +2,9 @@ package podd
 
 import (
 	"context"
+	"errors"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -119,6 +121,34 @@ func (m *metrics) moveEnded(outcome moveOutcome, receipt *pod.Receipt) {
 	}
 }
 
+// count counts the move, which failed with cause unless that is nil.
+func (m *sourceMove) count(cause error) {
+	if cause != nil {
+		m.receipt.Stages = m.clock.finish()
+	}
+	m.d.metrics.moveEnded(outcomeOf(cause), &m.receipt)
+}
+
+// cancelledWord begins the reason in the journal of a move that was cancelled.
+const cancelledWord = "cancelled"
+
+func outcomeOf(cause error) moveOutcome {
+	var blocked *blockedError
+	var limit *limitError
+	var aborted *abortedError
+	switch {
+	case cause == nil:
+		return outcomeDone
+	case errors.As(cause, &blocked):
+		return outcomeRefused
+	case errors.As(cause, &limit):
+		return outcomeLimit
+	case errors.As(cause, &aborted) && strings.HasPrefix(aborted.reason, cancelledWord):
+		return outcomeCancelled
+	}
+	return outcomeAborted
+}
+
 // stateCollector reads the state of this host for each scrape, most of it from
 // the directory: that read is also what its latency is measured by.
 type stateCollector struct {
@@ -126,9 +156,6 @@ type stateCollector struct {
 	view  func(context.Context) (*directory.View, error)
 	drift func() (repaired, failed map[driftKind]uint64)
 }
-
-// moveQueued is the state of a move that waits for its turn.
-const moveQueued pod.MoveState = "queued"
 
 var (
 	podsDesc     = describe("podd_pods", "Pods of this host, by phase.", "phase")
@@ -186,7 +213,7 @@ func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
 	var held, from, to, queued float64
 	for _, m := range view.Moves {
 		switch {
-		case m.State == moveQueued && m.Source == c.host:
+		case m.State == pod.MoveQueued && m.Source == c.host:
 			queued++
 		case m.State != pod.MoveRunning:
 		case m.Source == c.host:

@@ -52,6 +52,24 @@ func TestMoveMetrics(t *testing.T) {
 	(*metrics)(nil).moveEnded(outcomeDone, receipt)
 }
 
+func TestOutcomes(t *testing.T) {
+	for _, c := range []struct {
+		cause error
+		want  moveOutcome
+	}{
+		{nil, outcomeDone},
+		{errors.New("no space"), outcomeAborted},
+		{fmt.Errorf("queued: %w", &blockedError{}), outcomeRefused},
+		{fmt.Errorf("presync: %w", &limitError{name: "timeout"}), outcomeLimit},
+		{fmt.Errorf("presync: %w", &abortedError{"cancelled: lunch"}), outcomeCancelled},
+		{&abortedError{"podd was restarted meanwhile"}, outcomeAborted},
+	} {
+		if got := outcomeOf(c.cause); got != c.want {
+			t.Errorf("%v counts as %s, want %s", c.cause, got, c.want)
+		}
+	}
+}
+
 // TestStateMetrics: what a scrape tells of the directory, and that one which
 // can't be read does not keep the rest from being told.
 func TestStateMetrics(t *testing.T) {
@@ -63,7 +81,7 @@ func TestStateMetrics(t *testing.T) {
 		Pods:     map[string]*pod.Pod{"x": on("a", pod.PhaseRunning), "y": on("a", pod.PhaseMoving), "z": on("b", pod.PhaseRunning), "w": on("a", pod.PhaseRunning)},
 		Moves: map[string]*pod.Move{
 			"1": {Source: "a", Target: "b", State: pod.MoveRunning, Held: true}, "2": {Source: "b", Target: "a", State: pod.MoveRunning},
-			"3": {Source: "a", Target: "b", State: pod.MoveDone}, "4": {Source: "a", Target: "b", State: moveQueued},
+			"3": {Source: "a", Target: "b", State: pod.MoveDone}, "4": {Source: "a", Target: "b", State: pod.MoveQueued},
 		},
 	}, error(nil)
 	m := &metrics{registry: prometheus.NewRegistry()}

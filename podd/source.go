@@ -96,6 +96,7 @@ func (d *Daemon) movePod(ctx context.Context, order moveOrder, report func(progr
 		return nil, fmt.Errorf("preflight: %w", m.why(err))
 	}
 	if err := m.take(check); err != nil {
+		m.count(err)
 		return nil, err
 	}
 	// From here on the pod is this move's, except while it waits in the queue:

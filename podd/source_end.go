@@ -49,6 +49,7 @@ func (m *sourceMove) fail(cause error) error {
 		m.log.Error("the move could not be recorded as aborted; the next start does it", "error", err)
 	}
 	m.cleanup()
+	m.count(cause)
 	return fmt.Errorf("%s: %w; pod %s goes on running on host %s", stage, cause, m.move.Pod, m.move.Source)
 }
 
@@ -106,6 +107,7 @@ func (m *sourceMove) finish() {
 	removeErr := m.d.removeIncarnation(ctx, m.move.Pod, m.move.SourceEpoch)
 	m.receipt.Stages = m.clock.finish()
 	m.receipt.Total = time.Since(m.clock.start)
+	m.count(nil)
 	if err := m.close(ctx, removeErr); err != nil {
 		m.log.Warn("ending the move failed; trying again", "error", err)
 		m.d.background(m.closeLater)
