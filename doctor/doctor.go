@@ -59,13 +59,42 @@ type Facts interface {
 	Judge() []Finding
 }
 
-// Judge judges all facts, in their order.
+// Judge judges all facts, in their order. What is well with several of one kind,
+// such as other hosts, becomes one finding.
 func Judge(all ...Facts) []Finding {
 	var findings []Finding
 	for _, f := range all {
 		findings = append(findings, f.Judge()...)
 	}
-	return findings
+	return condense(findings)
+}
+
+// detailsShown is how many details one finding that all is well has.
+const detailsShown = 3
+
+// condense makes one of the good findings of each check, at the place of the first.
+func condense(findings []Finding) []Finding {
+	var out []Finding
+	first, count := map[string]int{}, map[string]int{}
+	for _, f := range findings {
+		if f.Severity != OK {
+			out = append(out, f)
+			continue
+		}
+		count[f.Check]++
+		if count[f.Check] == 1 {
+			first[f.Check] = len(out)
+			out = append(out, f)
+		} else if count[f.Check] <= detailsShown {
+			out[first[f.Check]].Detail += "; " + f.Detail
+		}
+	}
+	for check, n := range count {
+		if n > detailsShown {
+			out[first[check]].Detail += fmt.Sprintf("; and %d more", n-detailsShown)
+		}
+	}
+	return out
 }
 
 // ToProto converts findings for the wire.

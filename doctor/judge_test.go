@@ -45,7 +45,7 @@ func TestJudge(t *testing.T) {
 		detail   string
 		remedy   string
 	}{
-		{Kernel{Release: "6.18", Features: []Feature{{Name: "vxlan"}}}, OK, "kernel", "6.18 has vxlan", ""},
+		{Kernel{Release: "6.18", Features: []Feature{{Name: "vxlan"}}}, OK, "kernel", "6.18 can do all that pods need: 1 ", ""},
 		{Kernel{Features: []Feature{{Name: "vxlan", Module: "vxlan", Option: "CONFIG_VXLAN", Err: errNo}}}, Error, "kernel", "vxlan does not work", "modprobe vxlan"},
 		{Kernel{Features: []Feature{{Name: "pid namespaces", Option: "CONFIG_PID_NS", Err: errNo}}}, Error, "kernel", "pid namespaces", "boot a kernel with CONFIG_PID_NS"},
 
@@ -133,6 +133,20 @@ func TestJudge(t *testing.T) {
 		if worst.Severity != c.severity || worst.Check != c.check || !strings.Contains(worst.Detail, c.detail) || !strings.Contains(worst.Remedy, c.remedy) {
 			t.Errorf("%+v:\n got %+v\nwant %s of %s about %q, to be mended by %q", c.facts, worst, c.severity, c.check, c.detail, c.remedy)
 		}
+	}
+}
+
+// TestCondense: what is well is told once for each check, what isn't always.
+func TestCondense(t *testing.T) {
+	var all []Facts
+	for _, name := range []string{"b", "c", "d", "e"} {
+		all = append(all, Peer{Kind: "host", Name: name, Alive: name != "d", RoundTrip: time.Millisecond})
+	}
+	all = append(all, Directory{Latency: time.Millisecond}, Peer{Kind: "host", Name: "f", Alive: true, RoundTrip: time.Millisecond})
+	findings := Judge(all...)
+	if len(findings) != 3 || findings[1].Severity != Warning || findings[2].Check != "directory" ||
+		findings[0].Detail != "host b answers in 1ms; host c answers in 1ms; host e answers in 1ms; and 1 more" {
+		t.Errorf("found %+v", findings)
 	}
 }
 

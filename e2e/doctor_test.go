@@ -110,8 +110,8 @@ func TestDoctor(t *testing.T) {
 	}
 
 	t.Run("narrow link", func(t *testing.T) {
-		inNode(t, lab.Router, "ip", "link", "set", "a", "mtu", "1400")
-		t.Cleanup(func() { inNode(t, lab.Router, "ip", "link", "set", "a", "mtu", "1500") })
+		inNode(t, lab.Router, "ip", "link", "set", "dev", "a", "mtu", "1400")
+		t.Cleanup(func() { inNode(t, lab.Router, "ip", "link", "set", "dev", "a", "mtu", "1500") })
 		expectFinding(t, nil, "proxy", "mtu", "warning", "on the way to host a packets of at most 1400 bytes pass", "tracepath -n 10.10.1.2")
 	})
 	t.Run("forwarding off", func(t *testing.T) {
