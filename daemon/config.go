@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -85,6 +86,34 @@ func CheckDirs(stateDir, runDir string) error {
 		}
 	}
 	return nil
+}
+
+// CheckPrivate makes sure that only the daemon's user can get at a file with a
+// secret in it. The error wraps pod.ErrUntrusted and says what to do.
+func CheckPrivate(path string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("looking at %s: %w", path, err)
+	}
+	if st.Mode()&0o077 == 0 {
+		return nil
+	}
+	mode := 0o600
+	if st.IsDir() {
+		mode = 0o700
+	}
+	return fmt.Errorf("%w: others may open %s: chmod %o %s", pod.ErrUntrusted, path, mode, path)
+}
+
+// CertificateLifetime parses for how long daemons' certificates are good. The
+// error wraps pod.ErrInvalid.
+func CertificateLifetime(given string) (time.Duration, error) {
+	const shortest = 10 * time.Second
+	lifetime, err := time.ParseDuration(given)
+	if err != nil || lifetime < shortest {
+		return 0, fmt.Errorf("%w: certificate-lifetime %q: want at least %s, such as 168h", pod.ErrInvalid, given, shortest)
+	}
+	return lifetime, nil
 }
 
 // NewLogger makes the log that goes to standard error. level is debug, info,

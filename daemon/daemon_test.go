@@ -1,12 +1,10 @@
 package daemon
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"io"
-	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -30,10 +28,10 @@ func TestEndpoints(t *testing.T) {
 	if urls, err := Endpoints(EmbeddedDirectory); err != nil || urls != nil {
 		t.Errorf("embedded: got %v, %v", urls, err)
 	}
-	if urls, err := Endpoints("http://10.0.0.1:2379,https://10.0.0.2:2379"); err != nil || len(urls) != 2 {
+	if urls, err := Endpoints("https://10.0.0.1:2379,https://10.0.0.2:2379"); err != nil || len(urls) != 2 {
 		t.Errorf("two: got %v, %v", urls, err)
 	}
-	for _, address := range []string{"", "10.0.0.1:2379", "http://10.0.0.1:2379,"} {
+	for _, address := range []string{"", "10.0.0.1:2379", "http://10.0.0.1:2379", "https://10.0.0.1:2379,"} {
 		if _, err := Endpoints(address); !errors.Is(err, pod.ErrInvalid) {
 			t.Errorf("%q: got %v, want ErrInvalid", address, err)
 		}
@@ -63,40 +61,25 @@ func TestLock(t *testing.T) {
 	again()
 }
 
-func TestServe(t *testing.T) {
+func TestListen(t *testing.T) {
 	l, err := Listen(netip.MustParseAddrPort("127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer l.Close()
 	if _, err := Listen(netip.MustParseAddrPort(l.Addr().String())); !errors.Is(err, pod.ErrConflict) {
 		t.Errorf("the same port again: %v", err)
 	}
-	log, err := NewLogger("error", "text")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.ProtoMajor) })
-	go func() { done <- Serve(ctx, NewServer(handler, log), l) }()
-
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	transport := &http.Transport{Protocols: protocols}
-	defer transport.CloseIdleConnections()
-	for major, client := range map[string]*http.Client{"1": http.DefaultClient, "2": {Transport: transport}} {
-		response, err := client.Get("http://" + l.Addr().String())
+	// One that a killed daemon left behind is in nobody's way.
+	path := filepath.Join(t.TempDir(), "a.sock")
+	for range 2 {
+		l, err := ListenLocal(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, err := io.ReadAll(response.Body)
-		response.Body.Close()
-		if err != nil || string(body) != major {
-			t.Errorf("HTTP/%s: got %q, %v", major, body, err)
+		defer l.Close()
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("the socket is %v, %v", st.Mode(), err)
 		}
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Errorf("stopping: %v", err)
 	}
 }

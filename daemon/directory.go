@@ -2,15 +2,20 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"podd/directory"
 	"podd/pod"
+	"podd/trust"
 )
 
 // EmbeddedDirectory as the directory's address makes the daemon run the
@@ -25,7 +30,7 @@ func Endpoints(address string) ([]string, error) {
 	}
 	urls := strings.Split(address, ",")
 	for _, url := range urls {
-		if !strings.HasPrefix(url, "http://") && !strings.HasPrefix(url, "https://") {
+		if !strings.HasPrefix(url, "https://") {
 			return nil, fmt.Errorf("%w: directory %q: want %q or URLs such as https://10.0.0.5:2379", pod.ErrInvalid, url, EmbeddedDirectory)
 		}
 	}
@@ -34,14 +39,57 @@ func Endpoints(address string) ([]string, error) {
 
 // DirectoryOptions say which directory a daemon uses.
 type DirectoryOptions struct {
-	// Endpoints is nil when the directory is to be embedded.
-	Endpoints []string
-	// StateDir, Address and Name are for an embedded one: where its data is,
+	// Address is as in the configuration (Endpoints); empty means what the
+	// credentials say.
+	Address string
+	// CA, Certificate and Key are PEM files for an etcd cluster that is not
+	// the podd cluster's own; all empty where it is.
+	CA, Certificate, Key string
+	// StateDir, Listen and Name are for an embedded one: where its data is,
 	// the address it listens at, and what its log calls it.
 	StateDir string
-	Address  netip.Addr
+	Listen   netip.AddrPort
 	Name     string
-	Log      *slog.Logger
+	// Credentials are the daemon's.
+	Credentials *trust.Store
+	Log         *slog.Logger
+}
+
+// tls is for the connection to the directory.
+func (o *DirectoryOptions) tls() (*tls.Config, error) {
+	if o.CA == "" && o.Certificate == "" && o.Key == "" {
+		return o.Credentials.DirectoryTLS(), nil
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.CA != "" {
+		authority, err := os.ReadFile(o.CA)
+		if err != nil {
+			return nil, fmt.Errorf("reading directory-ca: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(authority) {
+			return nil, fmt.Errorf("%w: directory-ca %s: no certificate in it", pod.ErrInvalid, o.CA)
+		}
+	}
+	if o.Certificate == "" && o.Key == "" {
+		return config, nil
+	}
+	if err := CheckPrivate(o.Key); err != nil {
+		return nil, fmt.Errorf("directory-key: %w", err)
+	}
+	load := func() (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(o.Certificate, o.Key)
+		if err != nil {
+			return nil, fmt.Errorf("reading directory-cert and directory-key: %w", err)
+		}
+		return &pair, nil
+	}
+	if _, err := load(); err != nil {
+		return nil, err
+	}
+	// Whoever renews the files need not restart the daemon.
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	return config, nil
 }
 
 // Directory is the daemon's connection to the directory, and the directory
@@ -49,27 +97,42 @@ type DirectoryOptions struct {
 type Directory struct {
 	*directory.Directory
 	embedded *directory.Embedded
+	urls     string // for other daemons
 }
 
 // OpenDirectory connects to the directory, after starting it if it is to be
 // embedded.
 func OpenDirectory(ctx context.Context, o DirectoryOptions) (*Directory, error) {
-	d := &Directory{}
-	if o.Endpoints == nil {
-		var err error
+	if o.Address == "" {
+		o.Address = o.Credentials.Info().Directory
+	}
+	endpoints, err := Endpoints(o.Address)
+	if err != nil {
+		return nil, err
+	}
+	config, err := o.tls()
+	if err != nil {
+		return nil, err
+	}
+	d := &Directory{urls: strings.Join(endpoints, ",")}
+	if endpoints == nil {
+		if !slices.Contains(o.Credentials.Leaf().DNSNames, trust.DirectoryName) {
+			return nil, fmt.Errorf("%w: the directory is not on this machine but at %s; leave --directory out", pod.ErrInvalid, o.Credentials.Info().Directory)
+		}
 		d.embedded, err = directory.StartEmbedded(ctx, directory.EmbeddedOptions{
-			DataDir: filepath.Join(o.StateDir, "directory"),
-			Listen:  netip.AddrPortFrom(o.Address, directory.DefaultPort).String(),
-			Name:    o.Name,
-			Log:     o.Log,
+			DataDir:     filepath.Join(o.StateDir, "directory"),
+			Listen:      o.Listen.String(),
+			Name:        o.Name,
+			Credentials: o.Credentials,
+			Log:         o.Log,
 		})
 		if err != nil {
 			return nil, err
 		}
-		o.Endpoints = []string{d.embedded.Endpoint()}
+		endpoints, d.urls = []string{d.embedded.Endpoint()}, d.embedded.Endpoint()
+		config = o.Credentials.DirectoryTLS()
 	}
-	var err error
-	if d.Directory, err = directory.Open(ctx, directory.Options{Endpoints: o.Endpoints, Log: o.Log}); err != nil {
+	if d.Directory, err = directory.Open(ctx, directory.Options{Endpoints: endpoints, TLS: config, Log: o.Log}); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -66,23 +67,48 @@ func Listen(at netip.AddrPort) (net.Listener, error) {
 	return l, nil
 }
 
-// NewServer makes the server of an API: HTTP/1.1, and HTTP/2 without TLS for
-// streams in both directions.
-func NewServer(handler http.Handler, log *slog.Logger) *http.Server {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
-	return &http.Server{
-		Handler:           handler,
-		Protocols:         protocols,
-		ReadHeaderTimeout: readHeaderTimeout,
-		// A handler's panic is among what it says.
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+// ListenLocal opens a unix socket for root on this machine.
+func ListenLocal(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("removing an old socket: %w", err)
 	}
+	// From its first moment nobody else may come in. (What other goroutines
+	// make at this moment gets less open, too.)
+	umask := unix.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	unix.Umask(umask)
+	if err != nil {
+		return nil, fmt.Errorf("opening the daemon's socket: %w", err)
+	}
+	return l, nil
 }
 
-// Serve serves until ctx ends, then lets calls end for a moment.
-func Serve(ctx context.Context, server *http.Server, l net.Listener) error {
+// newServer makes the server of an API for a listener: HTTP/1.1 and HTTP/2 for
+// streams in both directions, with TLS unless it is a unix socket.
+func (g *Guard) newServer(handler http.Handler, l net.Listener) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	server := &http.Server{
+		Handler:           g.Wrap(handler),
+		Protocols:         protocols,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ConnContext:       connContext,
+		// A handler's panic is among what it says.
+		ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelWarn),
+	}
+	if l.Addr().Network() == "unix" {
+		protocols.SetUnencryptedHTTP2(true)
+		return server
+	}
+	protocols.SetHTTP2(true)
+	server.TLSConfig = g.store.ServerTLS()
+	return server
+}
+
+// Serve serves what the guard lets through until ctx ends, then lets calls end
+// for a moment. A listener that is no unix socket speaks TLS.
+func (g *Guard) Serve(ctx context.Context, l net.Listener, handler http.Handler) error {
+	server := g.newServer(handler, l)
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
@@ -93,7 +119,12 @@ func Serve(ctx context.Context, server *http.Server, l net.Listener) error {
 			_ = server.Close()
 		}
 	})
-	err := server.Serve(l)
+	var err error
+	if server.TLSConfig == nil {
+		err = server.Serve(l)
+	} else {
+		err = server.ServeTLS(peerListener{l, g.revocations}, "", "")
+	}
 	if !stop() {
 		<-stopped
 	}

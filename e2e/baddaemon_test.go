@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 
 	"podd/lab"
 	"podd/pod"
+	"podd/trust"
 	"podd/vnet/vnettest"
 )
 
@@ -29,28 +29,36 @@ func TestBadDaemons(t *testing.T) {
 	dir := t.TempDir()
 	state, run := filepath.Join(dir, "state"), filepath.Join(dir, "run")
 	own := []string{"--state-dir", state, "--run-dir", run, "--cgroup-parent", "podd-e2e-bad"}
+	const stranger = "stranger" // has no credentials
 	file := func(name, content string) string { return workFile(t, name, content, 0o644) }
 	address := theLab.Address("a").String()
-	directory := "http://" + netip.AddrPortFrom(theLab.Address(lab.Proxy), 2379).String()
 	// A podd that has everything, and would be a second host a.
-	complete := append([]string{"--name", "d", "--address", address, "--directory", directory}, own...)
-	proxy := append([]string{"--address", theLab.Address(lab.Proxy).String()}, own[:4]...)
+	complete := append([]string{"--name", "d", "--address", address}, own...)
+	proxy := append([]string{"--name", "d", "--address", theLab.Address(lab.Proxy).String()}, own[:4]...)
 	for name, test := range map[string]struct {
 		node  string
 		argv  []string
 		words []string
 	}{
+		// The credentials are those of whom --name says.
+		"no member": {"a", []string{"podd", "--name", stranger, "--address", address, "--state-dir", state, "--run-dir", run},
+			[]string{"belongs to no cluster", "podctl cluster init", "--join", "join-token"}},
+		"proxy no member": {lab.Proxy, []string{"podproxy", "--name", stranger, "--address", theLab.Address(lab.Proxy).String(), "--state-dir", state, "--run-dir", run},
+			[]string{"belongs to no cluster", "podctl cluster init", "--join", "join-token"}},
+		"another's credentials": {"a", append(append([]string{"podd"}, complete...), "--state-dir", theLab.StateDir("b")), []string{"host b", "host d"}},
+		"in clear": {"a", append(append([]string{"podd"}, complete...), "--listen", address+":7999", "--directory", "http://10.10.0.2:2379"),
+			[]string{"http://10.10.0.2:2379", "https://"}},
 		"port in use": {"a", append([]string{"podd"}, complete...), []string{"port 7443 is in use", "--listen"}},
 		"same directories": {"a", append(append([]string{"podd"}, complete...), "--run-dir", theLab.RunDir("a")),
 			[]string{"another podd", theLab.RunDir("a"), "--run-dir"}},
 		"no address": {"a", append([]string{"podd", "--name", "d"}, own...), []string{"--address"}},
-		"address elsewhere": {"a", append([]string{"podd", "--name", "d", "--address", "10.10.9.9", "--directory", directory}, own...),
+		"address elsewhere": {"a", append([]string{"podd", "--name", "d", "--address", "10.10.9.9"}, own...),
 			[]string{"10.10.9.9"}},
-		"no directory": {"a", append([]string{"podd", "--name", "d", "--address", address, "--listen", address + ":7999", "--directory", "http://10.10.0.2:9"}, own...),
+		"no directory": {"a", append([]string{"podd", "--name", "d", "--address", address, "--listen", address + ":7999", "--directory", "https://10.10.0.2:9"}, own...),
 			[]string{"directory", "10.10.0.2:9"}},
-		"host name taken": {"b", append([]string{"podd", "--name", "a", "--address", theLab.Address("b").String(), "--listen", theLab.Address("b").String() + ":7999", "--directory", directory}, own...),
+		"host name taken": {"b", append([]string{"podd", "--name", "a", "--address", theLab.Address("b").String(), "--listen", theLab.Address("b").String() + ":7999"}, own...),
 			[]string{"host a", "already exists", address}},
-		"second here": {"a", append([]string{"podd", "--name", "a", "--address", address, "--listen", address + ":7999", "--directory", directory}, own...),
+		"second here": {"a", append([]string{"podd", "--name", "a", "--address", address, "--listen", address + ":7999"}, own...),
 			[]string{"live host a", address + ":7443", "--name"}},
 		"no config":       {"a", []string{"podd", "--config", filepath.Join(dir, "none.toml")}, []string{"none.toml", "no such file"}},
 		"unknown key":     {"a", []string{"podd", "--config", file("podd.toml", "adress = \"10.10.1.2\"\n")}, []string{"podd.toml", "unknown key", "adress"}},
@@ -67,6 +75,17 @@ func TestBadDaemons(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Cleanup(func() { unmountBelow(t, dir) })
+			if err := os.RemoveAll(trust.Dir(state)); err != nil {
+				t.Fatal(err)
+			}
+			identity := trust.Identity{Kind: trust.KindHost}
+			if test.argv[0] == "podproxy" {
+				identity.Kind = trust.KindProxy
+			}
+			if at := slices.Index(test.argv, "--name"); at > 0 && test.argv[at+1] != stranger {
+				identity.Name = test.argv[at+1]
+				admit(t, state, identity)
+			}
 			argv := append([]string{filepath.Join(binDir, test.argv[0])}, test.argv[1:]...)
 			requireResult(t, runDaemon(t, test.node, argv), codeDaemon, append([]string{test.argv[0] + ": "}, test.words...), strings.Join(test.argv, " "))
 			unmountBelow(t, dir)
@@ -194,11 +213,20 @@ func TestAddressesExhausted(t *testing.T) {
 		})
 	}
 	host := site.Hosts[0]
+	// By hand, as an admin makes a cluster.
+	proxyState := filepath.Join(dir, "proxy")
+	r := run(t, podctlCommand(bounded(t), "a", "cluster", "init", "--name", "proxy", "--address", site.Proxy.Address.String(), "--state-dir", proxyState))
+	requireResult(t, r, 0, []string{"podproxy --address " + site.Proxy.Address.String(), "join-token"}, "cluster init")
 	daemon(site.Proxy, "podproxy is ready", "podproxy", "--name", "proxy", "--address", site.Proxy.Address.String(), "--directory", "embedded",
-		"--public-prefix", "198.19.0.0/30", "--virtual-prefix", "100.127.0.0/30", "--state-dir", filepath.Join(dir, "proxy"), "--run-dir", filepath.Join(dir, "p"))
+		"--public-prefix", "198.19.0.0/30", "--virtual-prefix", "100.127.0.0/30", "--state-dir", proxyState, "--run-dir", filepath.Join(dir, "p"))
 	parent := fmt.Sprintf("podd-e2e-%d", os.Getpid())
+	r = run(t, podctlCommand(bounded(t), "a", "--socket", filepath.Join(dir, "p", "podproxy.sock"), "cluster", "join-token", "--name", "only"))
+	if r.code != 0 {
+		t.Fatalf("making a token: exit code %d\n%s", r.code, r.stderr)
+	}
+	token := workFile(t, "token", r.stdout, 0o600)
 	t.Cleanup(func() { unmountBelow(t, dir) })
-	daemon(host, "podd is ready", "podd", "--name", "only", "--address", host.Address.String(), "--directory", "http://"+site.Proxy.Address.String()+":2379",
+	daemon(host, "podd is ready", "podd", "--name", "only", "--address", host.Address.String(), "--join", "@"+token,
 		"--cgroup-parent", parent, "--state-dir", filepath.Join(dir, "host"), "--run-dir", filepath.Join(dir, "h"))
 	t.Cleanup(func() { removeCgroups(t, parent) })
 	ask := func(args ...string) result {

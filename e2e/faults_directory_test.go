@@ -22,6 +22,7 @@ import (
 
 	"podd/lab"
 	"podd/pod"
+	"podd/trust"
 )
 
 // directoryNode is where etcd runs in these tests, in a process of its own: at a
@@ -96,7 +97,7 @@ func directoryApart(t *testing.T, members int) *etcdCluster {
 	})
 	var urls []string
 	for _, m := range e.members {
-		urls = append(urls, e.url(m.client))
+		urls = append(urls, e.url("https", m.client))
 	}
 	for _, node := range nodes {
 		startFlags[node] = []string{"--directory", strings.Join(urls, ",")}
@@ -105,8 +106,8 @@ func directoryApart(t *testing.T, members int) *etcdCluster {
 	return e
 }
 
-func (e *etcdCluster) url(port int) string {
-	return "http://" + net.JoinHostPort(theLab.Address(directoryNode).String(), fmt.Sprint(port))
+func (e *etcdCluster) url(scheme string, port int) string {
+	return scheme + "://" + net.JoinHostPort(theLab.Address(directoryNode).String(), fmt.Sprint(port))
 }
 
 // start starts a member, with what it has on its disk.
@@ -118,11 +119,15 @@ func (e *etcdCluster) start(t *testing.T, m *etcdMember) {
 	}
 	var all []string
 	for _, other := range e.members {
-		all = append(all, other.name+"="+e.url(other.peer))
+		all = append(all, other.name+"="+e.url("http", other.peer))
 	}
+	// The proxy's certificate says that its holder serves the directory.
+	credentials := trust.Dir(theLab.StateDir(lab.Proxy))
 	m.cmd = theLab.Command(directoryNode, program, "--name", m.name, "--data-dir", filepath.Join(m.dir, "data"),
-		"--listen-client-urls", e.url(m.client), "--advertise-client-urls", e.url(m.client),
-		"--listen-peer-urls", e.url(m.peer), "--initial-advertise-peer-urls", e.url(m.peer),
+		"--listen-client-urls", e.url("https", m.client), "--advertise-client-urls", e.url("https", m.client),
+		"--cert-file", filepath.Join(credentials, "certificate.pem"), "--key-file", filepath.Join(credentials, "key.pem"),
+		"--client-cert-auth", "--trusted-ca-file", filepath.Join(credentials, "authority.pem"),
+		"--listen-peer-urls", e.url("http", m.peer), "--initial-advertise-peer-urls", e.url("http", m.peer),
 		"--initial-cluster", strings.Join(all, ","), "--listen-metrics-urls", fmt.Sprintf("http://127.0.0.1:%d", m.metrics),
 		"--heartbeat-interval", "50", "--election-timeout", "500", "--log-level", "warn")
 	log, err := os.OpenFile(filepath.Join(theLab.Dir, "log", "etcd-"+m.name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)

@@ -47,14 +47,31 @@ func (l *Lab) Start(ctx context.Context, node string, extra ...string) error {
 	if running.alive() {
 		return fmt.Errorf("%w: the daemon of node %s runs already, as process %d", pod.ErrExists, node, running.PID)
 	}
-	started, exited, err := l.spawn(node, extra)
-	if err != nil {
+	if err := l.start(ctx, node, extra); err != nil {
 		return fmt.Errorf("starting the daemon of node %s: %w", node, err)
+	}
+	return nil
+}
+
+func (l *Lab) start(ctx context.Context, node string, extra []string) (err error) {
+	for _, dir := range []string{l.StateDir(node), l.RunDir(node)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	admission, done, err := l.admission(ctx, node)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	started, exited, err := l.spawn(node, append(admission, extra...))
+	if err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	if err := l.awaitReady(ctx, node, exited); err != nil {
-		err = fmt.Errorf("starting the daemon of node %s: %w\nthe end of %s:\n%s", node, err, l.LogPath(node), l.LogTail(node, logTail))
+		err = fmt.Errorf("%w\nthe end of %s:\n%s", err, l.LogPath(node), l.LogTail(node, logTail))
 		return errors.Join(err, started.signal(unix.SIGKILL))
 	}
 	l.log.Info("a daemon is ready", "host", node, "pid", started.PID)
@@ -73,18 +90,12 @@ func (l *Lab) arguments(node string) []string {
 			"--zone", Zone, "--dns-listen", l.Address(Proxy).String()+":53")
 	}
 	return append(append([]string{filepath.Join(l.BinDir, "podd")}, common...),
-		"--cgroup-parent", l.CgroupParent(node), "--init-path", filepath.Join(l.BinDir, "podinit"),
-		"--directory", "http://"+l.Address(Proxy).String()+":2379")
+		"--cgroup-parent", l.CgroupParent(node), "--init-path", filepath.Join(l.BinDir, "podinit"))
 }
 
 // spawn starts the daemon in a session of its own, so that it outlives this
 // process and its terminal. exited is closed when it ends.
 func (l *Lab) spawn(node string, extra []string) (p process, exited <-chan struct{}, err error) {
-	for _, dir := range []string{l.StateDir(node), l.RunDir(node)} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return p, nil, err
-		}
-	}
 	log, err := os.OpenFile(l.LogPath(node), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return p, nil, err
@@ -133,16 +144,15 @@ func (l *Lab) awaitReady(ctx context.Context, node string, exited <-chan struct{
 	}
 }
 
-// httpClient speaks HTTP to a node's daemon: to podd by its socket, to podproxy
-// from inside its namespace. The host in the URL does not matter.
+// daemonURL is what requests by a socket are addressed to; it means nothing.
+const daemonURL = "http://daemon"
+
+// httpClient speaks HTTP to a node's daemon by its socket.
 func (l *Lab) httpClient(node string) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			if node != Proxy {
-				var d net.Dialer
-				return d.DialContext(ctx, "unix", l.Socket(node))
-			}
-			return l.Dial(ctx, Proxy, "tcp", l.API(Proxy).String())
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", l.Socket(node))
 		},
 	}}
 }
@@ -150,7 +160,7 @@ func (l *Lab) httpClient(node string) *http.Client {
 func healthy(ctx context.Context, client *http.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon/healthz", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, daemonURL+"/healthz", nil)
 	if err != nil {
 		return err
 	}

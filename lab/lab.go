@@ -222,7 +222,10 @@ func (l *Lab) up(ctx context.Context) error {
 	if err := l.prepare(); err != nil {
 		return err
 	}
-	// The proxy has the directory that the hosts join.
+	if err := l.makeCluster(); err != nil {
+		return err
+	}
+	// The proxy has the directory, and admits the hosts.
 	if err := l.Start(ctx, Proxy); err != nil {
 		return err
 	}

@@ -86,8 +86,13 @@ func (l *Lab) StateDir(node string) string     { return filepath.Join(l.Dir, nod
 func (l *Lab) RunDir(node string) string       { return filepath.Join(place.run, node) }
 func (l *Lab) CgroupParent(node string) string { return place.prefix + node }
 
-// Socket is the unix socket of a host's podd, which podctl can talk to.
-func (l *Lab) Socket(host string) string { return filepath.Join(l.RunDir(host), "podd.sock") }
+// Socket is the unix socket of a node's daemon, which podctl can talk to.
+func (l *Lab) Socket(node string) string {
+	if node == Proxy {
+		return filepath.Join(l.RunDir(node), "podproxy.sock")
+	}
+	return filepath.Join(l.RunDir(node), "podd.sock")
+}
 
 // API is the address and port of a daemon's API, in the lab's network.
 func (l *Lab) API(node string) netip.AddrPort {

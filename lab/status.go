@@ -13,7 +13,7 @@ type NodeStatus struct {
 	Daemon string `json:"daemon,omitempty"`
 	PID    int    `json:"pid,omitempty"`
 	Log    string `json:"log,omitempty"`
-	// Socket is where podctl reaches podd.
+	// Socket is where podctl reaches the daemon.
 	Socket string `json:"socket,omitempty"`
 }
 
@@ -26,10 +26,10 @@ func (l *Lab) Status() ([]NodeStatus, error) {
 		case node == Proxy:
 			s.Daemon = "podproxy"
 		case l.isHost(node):
-			s.Daemon, s.Socket = "podd", l.Socket(node)
+			s.Daemon = "podd"
 		}
 		if s.Daemon != "" {
-			s.Log = l.LogPath(node)
+			s.Log, s.Socket = l.LogPath(node), l.Socket(node)
 			var err error
 			if s.PID, err = l.PID(node); err != nil {
 				return nil, err

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"podd/daemon"
 	"podd/pod"
@@ -14,7 +15,8 @@ import (
 // Config is everything podd can be told. The TOML keys are the names of the
 // command-line flags; a flag wins over the file.
 type Config struct {
-	// Name is the host's name in the cluster; empty means the machine's.
+	// Name is the host's name in the cluster; empty means the one it joined
+	// under, which is then the machine's.
 	Name string `toml:"name"`
 	// Address is the host's address on its own subnet, as the proxy reaches it.
 	Address string `toml:"address"`
@@ -27,8 +29,20 @@ type Config struct {
 	RunDir   string `toml:"run-dir"`
 	// CgroupParent is the cgroup all pods are under.
 	CgroupParent string `toml:"cgroup-parent"`
-	// Directory is "embedded", or the URLs of an etcd cluster, with commas between.
+	// Directory is "embedded", or the URLs of an etcd cluster, with commas
+	// between; empty means what the cluster said when the host joined.
 	Directory string `toml:"directory"`
+	// DirectoryCA, DirectoryCert and DirectoryKey are PEM files for an etcd
+	// cluster that has an authority of its own.
+	DirectoryCA   string `toml:"directory-ca"`
+	DirectoryCert string `toml:"directory-cert"`
+	DirectoryKey  string `toml:"directory-key"`
+	// Join is a token, or @ and the file it is in, or - for standard input; it
+	// is of use once, so the file can't have it.
+	Join string `toml:"-"`
+	// CertificateLifetime is for how long the daemons' certificates are good
+	// that this host issues, if it has the cluster's authority.
+	CertificateLifetime string `toml:"certificate-lifetime"`
 	// InitPath is the pods' init program; empty means podinit beside podd.
 	InitPath string `toml:"init-path"`
 	// CRIUPath is the criu program; empty means the one on PATH.
@@ -44,13 +58,13 @@ type Config struct {
 // DefaultConfig is the configuration where nothing is said.
 func DefaultConfig() Config {
 	return Config{
-		StateDir:     "/var/lib/podd",
-		RunDir:       "/run/podd",
-		CgroupParent: "podd",
-		Directory:    daemon.EmbeddedDirectory,
-		MaxMoves:     pod.DefaultMaxMoves,
-		LogLevel:     "info",
-		LogFormat:    "text",
+		StateDir:            "/var/lib/podd",
+		RunDir:              "/run/podd",
+		CgroupParent:        "podd",
+		CertificateLifetime: "168h",
+		MaxMoves:            pod.DefaultMaxMoves,
+		LogLevel:            "info",
+		LogFormat:           "text",
 	}
 }
 
@@ -63,9 +77,9 @@ func LoadConfig(path string) (Config, error) {
 // settings is a Config that was checked and parsed.
 type settings struct {
 	Config
-	physical  netip.Addr
-	listen    netip.AddrPort
-	endpoints []string // empty when the directory is embedded
+	physical netip.Addr
+	listen   netip.AddrPort
+	lifetime time.Duration // of certificates
 }
 
 // DefaultPort is the port of podd's API.
@@ -74,8 +88,10 @@ const DefaultPort = 7443
 func (c Config) settings() (settings, error) {
 	s := settings{Config: c}
 	var err error
-	if s.Name, err = daemon.Name(s.Name); err != nil {
-		return s, fmt.Errorf("host name: %w", err)
+	if s.Name != "" {
+		if err := pod.ValidateName(s.Name); err != nil {
+			return s, fmt.Errorf("host name: %w", err)
+		}
 	}
 	if s.physical, err = daemon.Address(s.Address); err != nil {
 		return s, err
@@ -86,7 +102,12 @@ func (c Config) settings() (settings, error) {
 	if err := daemon.CheckDirs(s.StateDir, s.RunDir); err != nil {
 		return s, err
 	}
-	if s.endpoints, err = daemon.Endpoints(s.Directory); err != nil {
+	if s.Directory != "" {
+		if _, err := daemon.Endpoints(s.Directory); err != nil {
+			return s, err
+		}
+	}
+	if s.lifetime, err = daemon.CertificateLifetime(s.CertificateLifetime); err != nil {
 		return s, err
 	}
 	if s.CgroupParent == "" || strings.Contains(s.CgroupParent, "..") {

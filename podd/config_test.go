@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"podd/pod"
+	"podd/trust"
 )
 
 func TestReferenceConfig(t *testing.T) {
@@ -28,6 +29,7 @@ func TestReferenceConfig(t *testing.T) {
 	}
 	for _, key := range []string{
 		"name", "address", "listen", "state-dir", "run-dir", "cgroup-parent", "directory",
+		"directory-ca", "directory-cert", "directory-key", "certificate-lifetime",
 		"init-path", "criu-path", "max-moves", "log-level", "log-format",
 	} {
 		if !strings.Contains(string(text), "\n"+key+" = ") && !strings.Contains(string(text), "\n# "+key+" = ") {
@@ -65,7 +67,7 @@ func TestSettings(t *testing.T) {
 		c.Name, c.Address, c.InitPath = "a", "10.10.1.2", init
 		return c
 	}
-	if s, err := good().settings(); err != nil || s.listen.String() != "10.10.1.2:7443" || len(s.endpoints) != 0 {
+	if s, err := good().settings(); err != nil || s.listen.String() != "10.10.1.2:7443" || s.lifetime != trust.DaemonLifetime {
 		t.Fatalf("got %+v, %v", s, err)
 	}
 	for name, test := range map[string]struct {
@@ -79,6 +81,8 @@ func TestSettings(t *testing.T) {
 		"listen":         {func(c *Config) { c.Listen = "7443" }, "ADDRESS:PORT"},
 		"relative dir":   {func(c *Config) { c.StateDir = "state" }, "absolute"},
 		"directory":      {func(c *Config) { c.Directory = "10.0.0.1:2379" }, "https://"},
+		"no TLS":         {func(c *Config) { c.Directory = "http://10.0.0.1:2379" }, "https://"},
+		"lifetime":       {func(c *Config) { c.CertificateLifetime = "1s" }, "168h"},
 		"no podinit":     {func(c *Config) { c.InitPath = "/nonexistent" }, "--init-path"},
 		"no moves":       {func(c *Config) { c.MaxMoves = 0 }, "max-moves"},
 		"cgroup escapes": {func(c *Config) { c.CgroupParent = "../podd" }, "relative"},
@@ -92,8 +96,8 @@ func TestSettings(t *testing.T) {
 		})
 	}
 	c := good()
-	c.Directory = "http://10.0.0.1:2379,https://10.0.0.2:2379"
-	if s, err := c.settings(); err != nil || len(s.endpoints) != 2 {
-		t.Errorf("got %v, %v", s.endpoints, err)
+	c.Name, c.Directory = "", "https://10.0.0.1:2379,https://10.0.0.2:2379"
+	if _, err := c.settings(); err != nil {
+		t.Error(err)
 	}
 }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,6 +23,7 @@ import (
 	"podd/namespace"
 	"podd/namespace/image"
 	"podd/pod"
+	"podd/trust"
 	"podd/vnet"
 )
 
@@ -32,7 +31,8 @@ import (
 type Daemon struct {
 	settings
 	log     *slog.Logger
-	dir     *daemon.Directory
+	cluster *daemon.Cluster
+	dir     *daemon.Directory // the cluster's
 	runtime *namespace.Runtime
 	images  *image.Store
 	// engine is nil when there is no usable CRIU; engineErr says why. Pods
@@ -46,8 +46,6 @@ type Daemon struct {
 	reconciler reconciler
 	drifts     drifts
 	metrics    *metrics
-	// httpClient calls other daemons.
-	httpClient *http.Client
 
 	// ctx ends when the daemon stops. Work that outlives the call that began
 	// it, such as a move, belongs to tasks and ends with ctx.
@@ -70,11 +68,10 @@ func Run(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
-	log = log.With("host", s.Name)
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("podd must run as root: it makes namespaces and mounts; try sudo podd")
 	}
-	d := &Daemon{settings: s, log: log, httpClient: &http.Client{Transport: h2cTransport()}, pods: map[string]*localPod{}}
+	d := &Daemon{settings: s, log: log, pods: map[string]*localPod{}}
 	for _, dir := range []string{s.StateDir, s.RunDir, d.netnsDir(), d.imagesDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("making podd's directories: %w", err)
@@ -85,6 +82,15 @@ func Run(ctx context.Context, config Config) error {
 		return err
 	}
 	defer unlock()
+	credentials, err := daemon.Membership{
+		StateDir: s.StateDir, Kind: trust.KindHost, Name: s.Name, Addresses: []netip.Addr{s.physical}, Join: s.Join, Log: log,
+	}.Open(ctx)
+	if err != nil {
+		return err
+	}
+	d.Name = credentials.Identity().Name
+	log = log.With("host", d.Name)
+	d.log = log
 	d.checkMounts()
 	if err := d.mountImagesDir(); err != nil {
 		return err
@@ -107,19 +113,25 @@ func Run(ctx context.Context, config Config) error {
 			l.Close()
 		}
 	}
-	d.dir, err = daemon.OpenDirectory(ctx, daemon.DirectoryOptions{
-		Endpoints: s.endpoints, StateDir: s.StateDir, Address: s.physical, Name: s.Name, Log: log,
+	d.cluster, err = daemon.OpenCluster(ctx, daemon.ClusterOptions{
+		Store: credentials, StateDir: s.StateDir, Lifetime: s.lifetime, Log: log,
+		Directory: daemon.DirectoryOptions{
+			Address: s.Directory, CA: s.DirectoryCA, Certificate: s.DirectoryCert, Key: s.DirectoryKey,
+			StateDir: s.StateDir, Listen: netip.AddrPortFrom(s.physical, directory.DefaultPort), Name: d.Name, Log: log,
+		},
 	})
 	if err != nil {
 		closeListeners()
 		return err
 	}
+	d.dir = d.cluster.Directory
 	defer func() {
-		if err := d.dir.Close(); err != nil {
+		if err := d.cluster.Close(); err != nil {
 			log.Warn("closing the directory failed", "error", err)
 		}
 	}()
-	group.Go(func() error { return d.dir.WatchEmbedded(ctx) })
+	revocations := make(chan struct{})
+	group.Go(func() error { return d.cluster.Run(ctx, func() { close(revocations) }) })
 	if d.images, err = image.Open(image.Options{Dir: filepath.Join(s.StateDir, "images"), Log: log, InUse: d.imagesInUse}); err != nil {
 		closeListeners()
 		return err
@@ -144,7 +156,14 @@ func Run(ctx context.Context, config Config) error {
 
 	handler := d.handler()
 	for _, listener := range listeners {
-		group.Go(func() error { return daemon.Serve(ctx, daemon.NewServer(handler, log), listener) })
+		group.Go(func() error {
+			// Whom not to answer comes before any answer.
+			select {
+			case <-revocations:
+			case <-ctx.Done():
+			}
+			return d.cluster.Guard.Serve(ctx, listener, handler)
+		})
 	}
 	if _, err := systemd.SdNotify(false, systemd.SdNotifyReady); err != nil {
 		log.Warn("telling systemd that podd is ready failed", "error", err)
@@ -201,16 +220,9 @@ func (d *Daemon) mountImagesDir() error {
 // listen opens the unix socket, for root on this machine, and the TCP port,
 // for the other daemons.
 func (d *Daemon) listen() ([]net.Listener, error) {
-	if err := os.Remove(d.socketPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("removing an old socket: %w", err)
-	}
-	local, err := net.Listen("unix", d.socketPath())
+	local, err := daemon.ListenLocal(d.socketPath())
 	if err != nil {
-		return nil, fmt.Errorf("opening podd's socket: %w", err)
-	}
-	if err := os.Chmod(d.socketPath(), 0o600); err != nil {
-		local.Close()
-		return nil, fmt.Errorf("opening podd's socket: %w", err)
+		return nil, err
 	}
 	remote, err := daemon.Listen(d.settings.listen)
 	if err != nil {
@@ -221,7 +233,10 @@ func (d *Daemon) listen() ([]net.Listener, error) {
 }
 
 func (d *Daemon) register(ctx context.Context) (*directory.Registration, error) {
-	host := pod.Host{Name: d.Name, Physical: d.physical, API: d.settings.listen, MaxMoves: d.MaxMoves, StartedAt: time.Now().UTC()}
+	host := pod.Host{
+		Name: d.Name, Physical: d.physical, API: d.settings.listen, MaxMoves: d.MaxMoves, Issuer: d.cluster.Store.IsIssuer(),
+		StartedAt: time.Now().UTC(),
+	}
 	if host.API.Addr().IsUnspecified() {
 		host.API = netip.AddrPortFrom(d.physical, host.API.Port())
 	}

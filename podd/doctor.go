@@ -12,8 +12,10 @@ import (
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
 	"podd/api/podd/v1/poddv1connect"
+	"podd/daemon"
 	"podd/doctor"
 	"podd/pod"
+	"podd/trust"
 	"podd/version"
 )
 
@@ -54,11 +56,11 @@ func (d *Daemon) checkProxy(ctx context.Context) (*connect.Response[poddv1.Check
 }
 
 func (d *Daemon) hostClient(host *pod.Host) poddv1connect.HostServiceClient {
-	return poddv1connect.NewHostServiceClient(d.httpClient, "http://"+host.API.String(), api.ClientOptions())
+	return poddv1connect.NewHostServiceClient(d.cluster.Peers.Client(), daemon.PeerURL(trust.KindHost, host.Name), api.ClientOptions())
 }
 
 func (d *Daemon) proxyClient(proxy *pod.Proxy) poddv1connect.ProxyServiceClient {
-	return poddv1connect.NewProxyServiceClient(d.httpClient, "http://"+proxy.API.String(), api.ClientOptions())
+	return poddv1connect.NewProxyServiceClient(d.cluster.Peers.Client(), daemon.PeerURL(trust.KindProxy, proxy.Name), api.ClientOptions())
 }
 
 // examine gathers everything about this host, in the order in which it is shown.

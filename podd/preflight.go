@@ -19,8 +19,10 @@ import (
 	poddv1 "podd/api/podd/v1"
 	"podd/api/podd/v1/poddv1connect"
 	"podd/checkpoint"
+	"podd/daemon"
 	"podd/fault"
 	"podd/pod"
+	"podd/trust"
 	"podd/version"
 )
 
@@ -182,7 +184,7 @@ func (d *Daemon) askTarget(ctx context.Context, p *localPod, check *moveCheck) (
 }
 
 func (d *Daemon) targetClient(host *pod.Host) poddv1connect.TargetServiceClient {
-	return poddv1connect.NewTargetServiceClient(d.httpClient, "http://"+host.API.String(), api.ClientOptions())
+	return poddv1connect.NewTargetServiceClient(d.cluster.Peers.Client(), daemon.PeerURL(trust.KindHost, host.Name), api.ClientOptions())
 }
 
 // holdAtProxy makes the proxy queue the packets of the pod that a move is about.
@@ -193,7 +195,7 @@ func (d *Daemon) holdAtProxy(ctx context.Context, move string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, holdTimeout)
 	defer cancel()
-	client := poddv1connect.NewProxyServiceClient(d.httpClient, "http://"+proxy.API.String(), api.ClientOptions())
+	client := poddv1connect.NewProxyServiceClient(d.cluster.Peers.Client(), daemon.PeerURL(trust.KindProxy, proxy.Name), api.ClientOptions())
 	_, err = client.Hold(ctx, connect.NewRequest(&poddv1.HoldRequest{Move: move}))
 	return err
 }

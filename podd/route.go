@@ -3,53 +3,56 @@ package podd
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"strings"
-	"time"
 
 	"connectrpc.com/connect"
 
 	"podd/api"
+	"podd/daemon"
 	"podd/pod"
+	"podd/trust"
 )
 
+// routes finds out which daemon a call is for.
+type routes interface {
+	// podHost is the name of the host a pod is on.
+	podHost(ctx context.Context, pod string) (host string, err error)
+	// hostAPI is the address of a host's API, for people.
+	hostAPI(ctx context.Context, host string) (address string, err error)
+	// issuer is a daemon that has the cluster's authority.
+	issuer(ctx context.Context) (trust.Identity, error)
+}
+
 // router passes calls that are about another host's pod, or about another
-// host, on to the podd there.
+// host, on to the podd there, and joining to who has the authority.
 type router struct {
-	host string // this one
-	// lookup finds the host a pod is on, and the API address of a host.
-	podHost func(ctx context.Context, name string) (string, error)
-	hostAPI func(ctx context.Context, name string) (string, error)
+	self    trust.Identity
+	routes  routes
 	local   http.Handler
 	errors  *connect.ErrorWriter
 	forward *httputil.ReverseProxy
 }
 
-// forwardedHeader marks a call that was passed on once. It is then served
-// here whatever the directory says, so that two podds that disagree for a
-// moment do not send a call back and forth.
-const forwardedHeader = "Podd-Forwarded-By"
-
 type targetKey struct{}
 
 // target is where a call is passed on to.
-type target struct{ host, api string }
+type target struct {
+	who     trust.Identity
+	address string // for people
+}
 
-// pingInterval is how long a connection to another daemon may be silent before
-// it is asked for a sign of life, and how long that may take.
-const pingInterval = 5 * time.Second
-
-func newRouter(host string, podHost, hostAPI func(context.Context, string) (string, error), local http.Handler) *router {
-	r := &router{host: host, podHost: podHost, hostAPI: hostAPI, local: local, errors: connect.NewErrorWriter()}
+func newRouter(self trust.Identity, routes routes, peers http.RoundTripper, local http.Handler) *router {
+	r := &router{self: self, routes: routes, local: local, errors: connect.NewErrorWriter()}
 	r.forward = &httputil.ReverseProxy{
-		Transport:     h2cTransport(),
+		Transport:     peers,
 		FlushInterval: -1, // streams must not wait in a buffer
 		Rewrite: func(p *httputil.ProxyRequest) {
-			p.Out.URL.Scheme = "http"
-			p.Out.URL.Host = p.In.Context().Value(targetKey{}).(target).api
-			p.Out.Header.Set(forwardedHeader, host)
+			ctx := p.In.Context()
+			to := ctx.Value(targetKey{}).(target).who
+			p.Out.URL.Scheme, p.Out.URL.Host = "https", to.ServerName()
+			daemon.Forward(ctx, p.Out, self.Name)
 			if p.Out.Body != nil && p.In.ProtoMajor >= 2 {
 				// Its own wrapper of the body can't be closed, so that a
 				// stream whose client is silent would not notice that
@@ -59,23 +62,10 @@ func newRouter(host string, podHost, hostAPI func(context.Context, string) (stri
 		},
 		ErrorHandler: func(w http.ResponseWriter, request *http.Request, err error) {
 			to := request.Context().Value(targetKey{}).(target)
-			r.fail(w, request, fmt.Errorf("%w: the podd of host %s at %s: %w", pod.ErrUnavailable, to.host, to.api, err))
+			r.fail(w, request, fmt.Errorf("%w: the daemon of %s at %s: %w", pod.ErrUnavailable, to.who, to.address, err))
 		},
 	}
 	return r
-}
-
-// h2cTransport speaks HTTP/2 without TLS: bidirectional streams need HTTP/2.
-func h2cTransport() *http.Transport {
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	dialer := net.Dialer{Timeout: dialTimeout}
-	return &http.Transport{
-		Protocols:   protocols,
-		DialContext: dialer.DialContext,
-		// A peer that vanished without closing is noticed by its silence.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: pingInterval, PingTimeout: pingInterval},
-	}
 }
 
 func (r *router) fail(w http.ResponseWriter, request *http.Request, err error) {
@@ -88,28 +78,40 @@ func (r *router) fail(w http.ResponseWriter, request *http.Request, err error) {
 }
 
 func (r *router) ServeHTTP(w http.ResponseWriter, request *http.Request) {
-	kind, name, routed := strings.Cut(request.Header.Get(api.RouteHeader), "/")
-	if !routed || request.Header.Get(forwardedHeader) != "" {
+	route := request.Header.Get(api.RouteHeader)
+	// Only what the guard has judged is passed on under this host's name.
+	if route == "" || request.Header.Get(daemon.ForwardedHeader) != "" || !daemon.IsProcedure(request.URL.Path) {
 		r.local.ServeHTTP(w, request)
 		return
 	}
 	ctx := request.Context()
-	host := name
+	to, err := r.find(ctx, route)
+	switch {
+	case err != nil:
+		r.fail(w, request, err)
+	case to.who == r.self:
+		r.local.ServeHTTP(w, request)
+	default:
+		r.forward.ServeHTTP(w, request.WithContext(context.WithValue(ctx, targetKey{}, to)))
+	}
+}
+
+// find says whom a call is for.
+func (r *router) find(ctx context.Context, route string) (to target, err error) {
+	if route == api.IssuerRoute {
+		// Who has the authority itself is as good as any.
+		to.who, err = r.routes.issuer(ctx)
+		return to, err
+	}
+	kind, name, _ := strings.Cut(route, "/")
+	to.who = trust.Identity{Kind: trust.KindHost, Name: name}
 	if kind == "pod" {
-		var err error
-		if host, err = r.podHost(ctx, name); err != nil {
-			r.fail(w, request, err)
-			return
+		if to.who.Name, err = r.routes.podHost(ctx, name); err != nil {
+			return to, err
 		}
 	}
-	if host == r.host {
-		r.local.ServeHTTP(w, request)
-		return
+	if to.who != r.self {
+		to.address, err = r.routes.hostAPI(ctx, to.who.Name)
 	}
-	address, err := r.hostAPI(ctx, host)
-	if err != nil {
-		r.fail(w, request, err)
-		return
-	}
-	r.forward.ServeHTTP(w, request.WithContext(context.WithValue(ctx, targetKey{}, target{host, address})))
+	return to, err
 }

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +15,9 @@ import (
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
 	"podd/api/podd/v1/poddv1connect"
+	"podd/daemon"
 	"podd/pod"
+	"podd/trust"
 )
 
 // servedBy answers every call by naming the host it reached.
@@ -47,51 +47,61 @@ func (s servedBy) Exec(_ context.Context, stream *connect.BidiStream[poddv1.Exec
 	}
 }
 
-// routedCluster is a router for each of some hosts, served over h2c.
+// routedCluster is a router for each of some hosts, served over TLS.
 type routedCluster struct {
-	servers map[string]*httptest.Server
-	pods    map[string]string // pod -> host, as the directory says
-	apis    map[string]string // host -> address
+	*testCluster
+	pods map[string]string // pod -> host, as the directory says
+	stop map[string]func() // by host
 }
 
 func newRoutedCluster(t *testing.T, hosts ...string) *routedCluster {
 	t.Helper()
-	c := &routedCluster{servers: map[string]*httptest.Server{}, pods: map[string]string{}, apis: map[string]string{}}
-	lookup := func(what string, in map[string]string) func(context.Context, string) (string, error) {
-		return func(_ context.Context, name string) (string, error) {
-			if v, ok := in[name]; ok {
-				return v, nil
-			}
-			return "", fmt.Errorf("%s %s: %w", what, name, pod.ErrNotFound)
-		}
-	}
-	for _, host := range hosts {
-		mux := http.NewServeMux()
-		mux.Handle(poddv1connect.NewPodServiceHandler(servedBy{host: host}, api.HandlerOptions()))
-		server := httptest.NewUnstartedServer(newRouter(host, lookup("pod", c.pods), lookup("host", c.apis), mux))
-		protocols := new(http.Protocols)
-		protocols.SetHTTP1(true)
-		protocols.SetUnencryptedHTTP2(true)
-		server.Config.Protocols = protocols
-		server.Start()
-		t.Cleanup(server.Close)
-		c.servers[host] = server
-		c.apis[host] = server.Listener.Addr().String()
+	c := &routedCluster{testCluster: newTestCluster(t), pods: map[string]string{}, stop: map[string]func(){}}
+	for _, name := range hosts {
+		c.add(name, c)
 	}
 	return c
 }
 
-func (c *routedCluster) client(t *testing.T, host string) poddv1connect.PodServiceClient {
-	t.Helper()
-	transport := h2cTransport()
-	t.Cleanup(transport.CloseIdleConnections)
-	return poddv1connect.NewPodServiceClient(&http.Client{Transport: transport}, "http://"+c.apis[host], api.ClientOptions())
+// add makes a host whose router believes in routes.
+func (c *routedCluster) add(name string, routes routes) {
+	c.t.Helper()
+	mux := http.NewServeMux()
+	mux.Handle(poddv1connect.NewPodServiceHandler(servedBy{host: name}, api.HandlerOptions()))
+	mux.HandleFunc("POST "+transferPath, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "served by "+name) })
+	store := c.store(host(name))
+	c.stop[name] = c.serve(store, newRouter(host(name), routes, c.peersOf(store), mux))
 }
 
-// stop asks host to stop a pod and returns the error, which names who served it.
-func (c *routedCluster) stop(t *testing.T, host, name string) error {
+func (c *routedCluster) podHost(_ context.Context, name string) (string, error) {
+	if h, ok := c.pods[name]; ok {
+		return h, nil
+	}
+	return "", fmt.Errorf("pod %s: %w", name, pod.ErrNotFound)
+}
+
+func (c *routedCluster) hostAPI(_ context.Context, name string) (string, error) {
+	if a, ok := c.apis[trust.ServerName(trust.KindHost, name)]; ok {
+		return a.String(), nil
+	}
+	return "", fmt.Errorf("host %s: %w", name, pod.ErrNotFound)
+}
+
+func (c *routedCluster) issuer(context.Context) (trust.Identity, error) { return host("b"), nil }
+
+// admin calls hosts as an admin does.
+func (c *routedCluster) admin() *daemon.Peers {
+	return c.peers(trust.Identity{Kind: trust.KindUser, Name: "root", Role: trust.RoleAdmin})
+}
+
+func (c *routedCluster) client(host string) poddv1connect.PodServiceClient {
+	return poddv1connect.NewPodServiceClient(c.admin().Client(), daemon.PeerURL(trust.KindHost, host), api.ClientOptions())
+}
+
+// stopPod asks host to stop a pod and returns the error, which names who served it.
+func (c *routedCluster) stopPod(t *testing.T, host, name string) error {
 	t.Helper()
-	_, err := c.client(t, host).StopPod(t.Context(), connect.NewRequest(&poddv1.StopPodRequest{Pod: name}))
+	_, err := c.client(host).StopPod(t.Context(), connect.NewRequest(&poddv1.StopPodRequest{Pod: name}))
 	if err == nil {
 		t.Fatal("the call succeeded; the test's handler never lets it")
 	}
@@ -104,7 +114,7 @@ func TestRouterFindsTheHost(t *testing.T) {
 	for name, host := range c.pods {
 		for _, asked := range []string{"a", "b"} {
 			// The error crosses with its kind and its words.
-			if err := c.stop(t, asked, name); !errors.Is(err, pod.ErrPhase) || !strings.Contains(err.Error(), "served by "+host) {
+			if err := c.stopPod(t, asked, name); !errors.Is(err, pod.ErrPhase) || !strings.Contains(err.Error(), "served by "+host) {
 				t.Errorf("stopping %s by way of %s: %v, want it served by %s", name, asked, err, host)
 			}
 		}
@@ -114,14 +124,9 @@ func TestRouterFindsTheHost(t *testing.T) {
 func TestRouterRefuses(t *testing.T) {
 	c := newRoutedCluster(t, "a")
 	// Nobody listens there any more.
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.apis["down"] = listener.Addr().String()
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
+	c.add("down", c)
+	c.stop["down"]()
+	address := c.apis["down.host.podd"].String()
 	c.pods["stranded"], c.pods["lost"] = "down", "never-joined"
 	for name, want := range map[string]struct {
 		sentinel error
@@ -129,9 +134,9 @@ func TestRouterRefuses(t *testing.T) {
 	}{
 		"nobody":   {pod.ErrNotFound, "pod nobody"},
 		"lost":     {pod.ErrNotFound, "host never-joined"},
-		"stranded": {pod.ErrUnavailable, "host down at " + c.apis["down"]},
+		"stranded": {pod.ErrUnavailable, "host down at " + address},
 	} {
-		if err := c.stop(t, "a", name); !errors.Is(err, want.sentinel) || !strings.Contains(err.Error(), want.text) {
+		if err := c.stopPod(t, "a", name); !errors.Is(err, want.sentinel) || !strings.Contains(err.Error(), want.text) {
 			t.Errorf("pod %s: got %v, want %v that says %q", name, err, want.sentinel, want.text)
 		}
 	}
@@ -140,22 +145,55 @@ func TestRouterRefuses(t *testing.T) {
 // TestRouterDoesNotLoop has two hosts that each believe the pod is on the other.
 func TestRouterDoesNotLoop(t *testing.T) {
 	c := newRoutedCluster(t, "a", "b")
-	apis := c.apis
-	believes := func(host string) func(context.Context, string) (string, error) {
-		return func(context.Context, string) (string, error) { return host, nil }
-	}
-	hostAPI := func(_ context.Context, host string) (string, error) { return apis[host], nil }
-	mux := http.NewServeMux()
-	mux.Handle(poddv1connect.NewPodServiceHandler(servedBy{host: "c"}, api.HandlerOptions()))
-	server := httptest.NewUnstartedServer(newRouter("c", believes("a"), hostAPI, mux))
-	server.Config.Protocols = new(http.Protocols)
-	server.Config.Protocols.SetUnencryptedHTTP2(true)
-	server.Start()
-	t.Cleanup(server.Close)
-	c.apis["c"] = server.Listener.Addr().String()
+	c.add("c", stubborn{c, "a"})
 	c.pods["alice"] = "c"
-	if err := c.stop(t, "a", "alice"); !strings.Contains(err.Error(), "served by c") {
+	if err := c.stopPod(t, "a", "alice"); !strings.Contains(err.Error(), "served by c") {
 		t.Errorf("got %v, want it served where it was passed on to", err)
+	}
+}
+
+// stubborn believes that every pod is on one host.
+type stubborn struct {
+	routes
+	host string
+}
+
+func (s stubborn) podHost(context.Context, string) (string, error) { return s.host, nil }
+
+// TestRouterLendsNobodyItsName asks a host to pass on what only hosts may ask,
+// and joining, for which there is no other way.
+func TestRouterLendsNobodyItsName(t *testing.T) {
+	c := newRoutedCluster(t, "a", "b")
+	ask := func(peers *daemon.Peers, path, route string) string {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, daemon.PeerURL(trust.KindHost, "a")+path, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set(api.RouteHeader, route)
+		request.Header.Set("Content-Type", "application/json")
+		response, err := peers.Client().Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		body, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(body)
+	}
+	for path, want := range map[string]string{
+		transferPath:            "served by a",
+		"/podd.v1.Nonsense/Pod": "permission_denied",
+		poddv1connect.TargetServiceCheckTargetProcedure: "permission_denied",
+	} {
+		if got := ask(c.admin(), path, "host/b"); !strings.Contains(got, want) {
+			t.Errorf("%s: %q, want %q", path, got, want)
+		}
+	}
+	// A call of another host's own is not passed on in its name either.
+	if got := ask(c.peers(host("x")), poddv1connect.PodServiceListPodsProcedure, "host/b"); !strings.Contains(got, "a daemon's own call") {
+		t.Errorf("a host's own call: %q", got)
 	}
 }
 
@@ -164,7 +202,7 @@ func TestRouterDoesNotLoop(t *testing.T) {
 func TestRouterStreams(t *testing.T) {
 	c := newRoutedCluster(t, "a", "b")
 	c.pods["bob"] = "b"
-	stream := c.client(t, "a").Exec(t.Context())
+	stream := c.client("a").Exec(t.Context())
 	say := func(m *poddv1.ExecRequest, want string) {
 		t.Helper()
 		if err := stream.Send(m); err != nil {
@@ -195,14 +233,14 @@ func TestRouterStreams(t *testing.T) {
 func TestRouterPassesOnTheEnd(t *testing.T) {
 	c := newRoutedCluster(t, "a", "b")
 	c.pods["bob"] = "b"
-	stream := c.client(t, "a").Exec(t.Context())
+	stream := c.client("a").Exec(t.Context())
 	if err := stream.Send(&poddv1.ExecRequest{Request: &poddv1.ExecRequest_Start{Start: &poddv1.ExecStart{Pod: "bob"}}}); err != nil {
 		t.Fatal(err)
 	}
 	if reply, err := stream.Receive(); err != nil || string(reply.GetStdout()) != "b bob" {
 		t.Fatalf("reply %v, error %v", reply, err)
 	}
-	c.servers["b"].CloseClientConnections()
+	c.stop["b"]()
 	ended := make(chan error, 1)
 	go func() {
 		_, err := stream.Receive()

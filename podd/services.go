@@ -12,6 +12,7 @@ import (
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
 	"podd/api/podd/v1/poddv1connect"
+	"podd/daemon"
 	"podd/pod"
 	"podd/version"
 )
@@ -98,30 +99,8 @@ func (s *podService) RemovePod(ctx context.Context, r *connect.Request[poddv1.Re
 }
 
 type hostService struct {
-	poddv1connect.UnimplementedHostServiceHandler
+	daemon.Hosts
 	d *Daemon
-}
-
-func (s *hostService) ListHosts(ctx context.Context, _ *connect.Request[poddv1.ListHostsRequest]) (*connect.Response[poddv1.ListHostsResponse], error) {
-	hosts, err := s.d.dir.Hosts(ctx)
-	if err != nil {
-		return nil, err
-	}
-	pods, err := s.d.dir.Pods(ctx)
-	if err != nil {
-		return nil, err
-	}
-	live := map[string]int{}
-	for _, p := range pods {
-		if p.Phase.Live() {
-			live[p.Binding.Host]++
-		}
-	}
-	response := &poddv1.ListHostsResponse{}
-	for i := range hosts {
-		response.Hosts = append(response.Hosts, api.HostToProto(&hosts[i], live[hosts[i].Name]))
-	}
-	return connect.NewResponse(response), nil
 }
 
 func (s *hostService) GetVersion(ctx context.Context, _ *connect.Request[poddv1.GetVersionRequest]) (*connect.Response[poddv1.GetVersionResponse], error) {

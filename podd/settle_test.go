@@ -81,9 +81,9 @@ func TestGuard(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			over := make(chan struct{})
-			address := serveTransfers(t, func(*transferConn) { <-over })
+			s := serveTransfers(t, func(*transferConn) { <-over })
 			defer close(over)
-			conn := dialTest(t, address)
+			conn := dialTest(t, s)
 			d, stop := testDaemon(t, "a", dir)
 			move := beginMove(t, dir, name)
 			dismiss := d.guardMove(move, "b", conn.abandon)
@@ -101,13 +101,13 @@ func TestGuard(t *testing.T) {
 // TestReason finds what the target said before it hung up on a source that was
 // sending.
 func TestReason(t *testing.T) {
-	address := serveTransfers(t, func(conn *transferConn) {
+	s := serveTransfers(t, func(conn *transferConn) {
 		report := &poddv1.TargetMessage{Error: &poddv1.TargetError{Stage: string(pod.StageDump), Message: "host b: the disk is full"}}
 		if err := conn.send(report); err != nil {
 			t.Error(err)
 		}
 	})
-	m := &sourceMove{conn: dialTest(t, address)}
+	m := &sourceMove{conn: dialTest(t, s)}
 	var err error
 	for page := make([]byte, 1<<20); err == nil; {
 		_, err = m.conn.Write(page)

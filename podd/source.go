@@ -262,7 +262,7 @@ func (m *sourceMove) send(message *poddv1.SourceMessage) error {
 
 // reserve connects to the target and waits until everything there is ready.
 func (m *sourceMove) reserve(ctx context.Context) error {
-	conn, err := dialTransfer(ctx, m.target.API)
+	conn, err := dialTransfer(ctx, m.d.cluster.Peers, m.target.Name)
 	if err != nil {
 		return err
 	}

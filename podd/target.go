@@ -22,9 +22,11 @@ import (
 
 // targetMove is the target's side of one move.
 type targetMove struct {
-	d      *Daemon
-	log    *slog.Logger
-	conn   *transferConn
+	d    *Daemon
+	log  *slog.Logger
+	conn *transferConn
+	// peer is the host at the other end, as its certificate says.
+	peer   string
 	move   *pod.Move
 	record *pod.Pod
 
@@ -50,7 +52,7 @@ type targetMove struct {
 
 // serveTransfer is the target's end of the connection of a move.
 func (d *Daemon) serveTransfer(w http.ResponseWriter, r *http.Request) {
-	conn, err := acceptTransfer(w, r)
+	conn, peer, err := acceptTransfer(w, r)
 	if err != nil {
 		d.log.Warn("a transfer was refused", "peer", r.RemoteAddr, "error", err)
 		return
@@ -59,7 +61,7 @@ func (d *Daemon) serveTransfer(w http.ResponseWriter, r *http.Request) {
 	d.tasks.Add(1)
 	defer d.tasks.Done()
 	stop := context.AfterFunc(d.ctx, func() { conn.Close() })
-	m := &targetMove{d: d, log: d.log, conn: conn, stage: pod.StageReserve, dismiss: func() { stop() }, release: func() {}}
+	m := &targetMove{d: d, log: d.log, conn: conn, peer: peer, stage: pod.StageReserve, dismiss: func() { stop() }, release: func() {}}
 	defer func() { m.dismiss() }()
 	defer func() {
 		m.release()
@@ -170,6 +172,9 @@ func (m *targetMove) reserve(ctx context.Context, id string) error {
 	}
 	if move.Target != m.d.Name || move.State != pod.MoveRunning {
 		return fmt.Errorf("%w: move %s goes to host %s and is %s", pod.ErrConflict, id, move.Target, move.State)
+	}
+	if move.Source != m.peer {
+		return fmt.Errorf("%w: move %s comes from host %s, and not from host %s", pod.ErrDenied, id, move.Source, m.peer)
 	}
 	m.log = m.log.With("pod", move.Pod, "move", id)
 	release, err := m.d.claim(ctx, move.Pod)

@@ -8,7 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -17,7 +17,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	poddv1 "podd/api/podd/v1"
+	"podd/daemon"
 	"podd/pod"
+	"podd/trust"
 )
 
 // The conversation of a move is described in api/podd/v1/transfer.proto.
@@ -29,6 +31,9 @@ const (
 	// small; the sections in between have bounds of their own.
 	maxTransferMessage = 1 << 20
 	dialTimeout        = 5 * time.Second
+	// maxRefusal bounds what is read of the reason why a transfer is refused,
+	// in bytes.
+	maxRefusal = 1 << 10
 	// silenceLimit is how long the other end's kernel may take no bytes, as
 	// when a disk is slow; frozenSilence is the same while the pod is frozen.
 	silenceLimit  = 20 * time.Second
@@ -48,10 +53,11 @@ func newTransferConn(conn net.Conn, reader *bufio.Reader) *transferConn {
 	return &transferConn{Conn: conn, reader: reader, writer: bufio.NewWriterSize(conn, 256<<10)}
 }
 
-// abandon closes the connection; whoever uses it is told why.
+// abandon closes the connection; whoever uses it is told why. It does not wait
+// for the other end to take a last word, as TLS would.
 func (c *transferConn) abandon(cause error) {
 	c.abandoned.CompareAndSwap(nil, &cause)
-	c.Close() // an error means that it is closed already
+	daemon.Unwrap(c.Conn).Close() // an error means that it is closed already
 }
 
 // explain is err, or why the connection was abandoned.
@@ -98,46 +104,49 @@ func isBroken(err error) bool {
 	return errors.As(err, &network) || errors.Is(err, errHungUp) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
 }
 
-// dialTransfer opens the connection of a move to the podd at api.
-func dialTransfer(ctx context.Context, api netip.AddrPort) (*transferConn, error) {
-	dialer := net.Dialer{Timeout: dialTimeout}
-	conn, err := dialer.DialContext(ctx, "tcp", api.String())
+// dialTransfer opens the connection of a move to the podd of a host.
+func dialTransfer(ctx context.Context, peers *daemon.Peers, host string) (*transferConn, error) {
+	conn, err := peers.Dial(ctx, trust.KindHost, host, "http/1.1")
 	if err != nil {
-		return nil, fmt.Errorf("%w: connecting to %s: %w", pod.ErrUnavailable, api, err)
+		return nil, err
 	}
-	if err := limitSilence(conn, silenceLimit); err != nil {
+	t, err := askForTransfer(conn, host)
+	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	// For the handshake; a podd that hangs accepts connections all the same.
-	if err := conn.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("connecting to %s: %w", api, err)
+	return t, nil
+}
+
+func askForTransfer(conn net.Conn, host string) (*transferConn, error) {
+	if err := limitSilence(conn, silenceLimit); err != nil {
+		return nil, err
 	}
-	request, err := http.NewRequest(http.MethodPost, "http://"+api.String()+transferPath, nil)
+	// A podd that hangs accepts connections all the same.
+	if err := conn.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
+		return nil, fmt.Errorf("connecting to host %s: %w", host, err)
+	}
+	request, err := http.NewRequest(http.MethodPost, daemon.PeerURL(trust.KindHost, host)+transferPath, nil)
 	if err != nil {
-		conn.Close()
 		return nil, err
 	}
 	request.Header.Set("Connection", "Upgrade")
 	request.Header.Set("Upgrade", transferProtocol)
 	if err := request.Write(conn); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("%w: asking %s for a transfer: %w", pod.ErrUnavailable, api, err)
+		return nil, fmt.Errorf("%w: asking host %s for a transfer: %w", pod.ErrUnavailable, host, err)
 	}
 	reader := bufio.NewReaderSize(conn, 256<<10)
 	response, err := http.ReadResponse(reader, request)
 	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("%w: asking %s for a transfer: %w", pod.ErrUnavailable, api, err)
+		return nil, fmt.Errorf("%w: asking host %s for a transfer: %w", pod.ErrUnavailable, host, err)
 	}
 	if response.StatusCode != http.StatusSwitchingProtocols {
-		conn.Close()
-		return nil, fmt.Errorf("%w: %s refused the transfer: %s", pod.ErrUnavailable, api, response.Status)
+		// The connection ends with the response; what it says is for people.
+		reason, _ := io.ReadAll(io.LimitReader(response.Body, maxRefusal))
+		return nil, fmt.Errorf("%w: host %s refused the transfer: %s: %s", pod.ErrUnavailable, host, response.Status, strings.TrimSpace(string(reason)))
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("connecting to %s: %w", api, err)
+		return nil, fmt.Errorf("connecting to host %s: %w", host, err)
 	}
 	return newTransferConn(conn, reader), nil
 }
@@ -145,7 +154,7 @@ func dialTransfer(ctx context.Context, api netip.AddrPort) (*transferConn, error
 // limitSilence makes a connection fail whose other end does not take or confirm
 // anything for the limit, and find out even when there is nothing to send.
 func limitSilence(conn net.Conn, limit time.Duration) error {
-	tcp, ok := conn.(*net.TCPConn)
+	tcp, ok := daemon.Unwrap(conn).(*net.TCPConn)
 	if !ok {
 		return nil
 	}
@@ -166,28 +175,33 @@ func limitSilence(conn net.Conn, limit time.Duration) error {
 	return nil
 }
 
-// acceptTransfer takes over the connection of an upgrade request.
-func acceptTransfer(w http.ResponseWriter, r *http.Request) (*transferConn, error) {
+// acceptTransfer takes over the connection of an upgrade request. peer is the
+// host at its other end; nobody else may move a pod here.
+func acceptTransfer(w http.ResponseWriter, r *http.Request) (t *transferConn, peer string, err error) {
+	if peer, err = daemon.HostFrom(r); err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return nil, "", err
+	}
 	if r.Header.Get("Upgrade") != transferProtocol {
 		http.Error(w, "want Upgrade: "+transferProtocol, http.StatusUpgradeRequired)
-		return nil, errors.New("a transfer request without an upgrade")
+		return nil, "", errors.New("a transfer request without an upgrade")
 	}
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusHTTPVersionNotSupported)
-		return nil, fmt.Errorf("taking over the connection of a transfer: %w", err)
+		return nil, "", fmt.Errorf("taking over the connection of a transfer: %w", err)
 	}
 	// The server's deadlines do not hold for what follows.
 	if err := errors.Join(conn.SetDeadline(time.Time{}), limitSilence(conn, silenceLimit)); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("taking over the connection of a transfer: %w", err)
+		return nil, "", fmt.Errorf("taking over the connection of a transfer: %w", err)
 	}
 	reader := bufio.NewReaderSize(buffered.Reader, 256<<10)
 	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+transferProtocol+"\r\n\r\n"); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("accepting a transfer: %w", err)
+		return nil, "", fmt.Errorf("accepting a transfer: %w", err)
 	}
-	return newTransferConn(conn, reader), nil
+	return newTransferConn(conn, reader), peer, nil
 }
 
 // expect receives the target's next message. An error the target reports

@@ -4,35 +4,51 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
 
 	poddv1 "podd/api/podd/v1"
+	"podd/daemon"
 	"podd/pod"
+	"podd/trust"
 )
 
-// serveTransfers serves an upgrade by serve, as a target does, and returns the
-// address.
-func serveTransfers(t *testing.T, serve func(*transferConn)) netip.AddrPort {
+// transfers is a target, host b, and the source, host a.
+type transfers struct {
+	*testCluster
+	peers *daemon.Peers
+}
+
+// serveTransfers serves an upgrade by serve, as a target does.
+func serveTransfers(t testing.TB, serve func(*transferConn)) *transfers {
 	t.Helper()
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		conn, err := acceptTransfer(w, r)
+	return serveTarget(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, peer, err := acceptTransfer(w, r)
 		if err != nil {
 			return // the client is told
 		}
 		defer conn.Close()
+		if peer != "a" {
+			t.Errorf("the source is host %s", peer)
+		}
 		serve(conn)
 	}))
-	t.Cleanup(server.Close)
-	return netip.MustParseAddrPort(server.Listener.Addr().String())
 }
 
-func dialTest(t *testing.T, address netip.AddrPort) *transferConn {
+func serveTarget(t testing.TB, handler http.Handler) *transfers {
 	t.Helper()
-	conn, err := dialTransfer(t.Context(), address)
+	s := &transfers{testCluster: newTestCluster(t)}
+	s.serve(s.store(host("b")), handler)
+	s.peers = s.testCluster.peers(host("a"))
+	return s
+}
+
+func dialTest(t testing.TB, s *transfers) *transferConn {
+	t.Helper()
+	conn, err := dialTransfer(t.Context(), s.peers, "b")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +61,7 @@ func dialTest(t *testing.T, address netip.AddrPort) *transferConn {
 func TestTransferOrder(t *testing.T) {
 	section := bytes.Repeat([]byte("a page of memory"), 100_000)
 	received := make(chan error, 1)
-	address := serveTransfers(t, func(conn *transferConn) {
+	s := serveTransfers(t, func(conn *transferConn) {
 		received <- func() error {
 			for range 3 {
 				m := new(poddv1.SourceMessage)
@@ -69,7 +85,7 @@ func TestTransferOrder(t *testing.T) {
 			return nil
 		}()
 	})
-	conn := dialTest(t, address)
+	conn := dialTest(t, s)
 	for range 3 {
 		if err := conn.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Memory{Memory: &poddv1.Memory{}}}); err != nil {
 			t.Fatal(err)
@@ -94,13 +110,13 @@ func TestTransferOrder(t *testing.T) {
 }
 
 func TestTransferReportsTheTargetsError(t *testing.T) {
-	address := serveTransfers(t, func(conn *transferConn) {
+	s := serveTransfers(t, func(conn *transferConn) {
 		report := &poddv1.TargetMessage{Error: &poddv1.TargetError{Stage: string(pod.StageRestore), Message: "host b: no such luck"}}
 		if err := conn.send(report); err != nil {
 			t.Error(err)
 		}
 	})
-	_, err := dialTest(t, address).expect()
+	_, err := dialTest(t, s).expect()
 	var at *stageError
 	if !errors.As(err, &at) || at.stage != pod.StageRestore || err.Error() != "host b: no such luck" {
 		t.Errorf("got %#v", err)
@@ -109,13 +125,13 @@ func TestTransferReportsTheTargetsError(t *testing.T) {
 
 // TestTransferCutMessage loses the connection in the middle of a message.
 func TestTransferCutMessage(t *testing.T) {
-	address := serveTransfers(t, func(conn *transferConn) {
+	s := serveTransfers(t, func(conn *transferConn) {
 		// Length 100, and then nothing.
 		if _, err := conn.Conn.Write([]byte{100, 1, 2}); err != nil {
 			t.Error(err)
 		}
 	})
-	if m, err := dialTest(t, address).expect(); err == nil {
+	if m, err := dialTest(t, s).expect(); err == nil {
 		t.Errorf("half a message was taken for %v", m)
 	}
 }
@@ -123,30 +139,58 @@ func TestTransferCutMessage(t *testing.T) {
 // TestTransferMessageLimit keeps a peer from making this end allocate what it
 // announces.
 func TestTransferMessageLimit(t *testing.T) {
-	address := serveTransfers(t, func(conn *transferConn) {
+	s := serveTransfers(t, func(conn *transferConn) {
 		// Length 2^35, as a varint.
 		if _, err := conn.Conn.Write([]byte{0x80, 0x80, 0x80, 0x80, 0x80, 0x01}); err != nil {
 			t.Error(err)
 		}
 	})
-	if _, err := dialTest(t, address).expect(); err == nil || !strings.Contains(err.Error(), "size") {
+	if _, err := dialTest(t, s).expect(); err == nil || !strings.Contains(err.Error(), "size") {
 		t.Errorf("got %v, want an error about the size", err)
 	}
 }
 
 func TestTransferRefused(t *testing.T) {
-	server := httptest.NewServer(http.NotFoundHandler())
-	address := netip.MustParseAddrPort(server.Listener.Addr().String())
-	if _, err := dialTransfer(t.Context(), address); !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "404") {
+	s := serveTarget(t, http.NotFoundHandler())
+	if _, err := dialTransfer(t.Context(), s.peers, "b"); !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "404") {
 		t.Errorf("got %v, want that it was refused with 404", err)
 	}
-	server.Close()
-	if _, err := dialTransfer(t.Context(), address); !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), address.String()) {
+	// Somebody else is at its address.
+	s.apis["c.host.podd"] = s.apis["b.host.podd"]
+	if _, err := dialTransfer(t.Context(), s.peers, "c"); !errors.Is(err, pod.ErrUntrusted) || !strings.Contains(err.Error(), "host c at "+s.apis["b.host.podd"].String()) {
+		t.Errorf("got %v, want that it is not host c", err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener.Close()
+	s.apis["d.host.podd"] = netip.MustParseAddrPort(listener.Addr().String())
+	if _, err := dialTransfer(t.Context(), s.peers, "d"); !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), listener.Addr().String()) {
 		t.Errorf("got %v, want that nobody is there", err)
 	}
-	// And the target wants an upgrade.
-	response := httptest.NewRecorder()
-	if _, err := acceptTransfer(response, httptest.NewRequest(http.MethodPost, transferPath, nil)); err == nil || response.Code != http.StatusUpgradeRequired {
-		t.Errorf("a request without an upgrade: status %d, %v", response.Code, err)
+}
+
+// TestTransferForHostsOnly has others try, and a host that does not know how.
+func TestTransferForHostsOnly(t *testing.T) {
+	s := serveTransfers(t, func(*transferConn) { t.Error("a transfer was accepted") })
+	for _, who := range []trust.Identity{
+		{Kind: trust.KindProxy, Name: "other"}, {Kind: trust.KindUser, Name: "jane", Role: trust.RoleAdmin},
+	} {
+		if _, err := dialTransfer(t.Context(), s.testCluster.peers(who), "b"); err == nil || !strings.Contains(err.Error(), "hosts only") {
+			t.Errorf("%s: got %v, want that it is for hosts only", who, err)
+		}
+	}
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, daemon.PeerURL(trust.KindHost, "b")+transferPath, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := s.peers.Client().Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusUpgradeRequired {
+		t.Errorf("a request without an upgrade: %s", response.Status)
 	}
 }

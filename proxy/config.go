@@ -22,19 +22,32 @@ const (
 // Config is everything podproxy can be told. The TOML keys are the names of the
 // command-line flags; a flag wins over the file.
 type Config struct {
-	// Name is the proxy's name in the cluster; empty means the machine's.
+	// Name is the proxy's name in the cluster; empty means the one it joined
+	// under, which is then the machine's.
 	Name string `toml:"name"`
 	// Address is the proxy's address on its own subnet, as hosts reach it.
 	Address string `toml:"address"`
 	// Listen is the address and port of the API, /metrics and /healthz; empty
 	// means port 7444 on Address.
 	Listen string `toml:"listen"`
-	// StateDir keeps the directory, if embedded; RunDir what need not survive
-	// a reboot.
+	// StateDir keeps the credentials, the audit and, if embedded, the
+	// directory; RunDir what need not survive a reboot.
 	StateDir string `toml:"state-dir"`
 	RunDir   string `toml:"run-dir"`
-	// Directory is "embedded", or the URLs of an etcd cluster, with commas between.
+	// Directory is "embedded", or the URLs of an etcd cluster, with commas
+	// between; empty means what the cluster said when the proxy joined.
 	Directory string `toml:"directory"`
+	// DirectoryCA, DirectoryCert and DirectoryKey are PEM files for an etcd
+	// cluster that has an authority of its own.
+	DirectoryCA   string `toml:"directory-ca"`
+	DirectoryCert string `toml:"directory-cert"`
+	DirectoryKey  string `toml:"directory-key"`
+	// Join is a token, or @ and the file it is in, or - for standard input; it
+	// is of use once, so the file can't have it.
+	Join string `toml:"-"`
+	// CertificateLifetime is for how long the daemons' certificates are good
+	// that this proxy issues, if it has the cluster's authority.
+	CertificateLifetime string `toml:"certificate-lifetime"`
 	// PublicPrefix is what clients connect to, paired 1:1 with VirtualPrefix,
 	// which pods see. Neither changes over the life of a cluster.
 	PublicPrefix  string `toml:"public-prefix"`
@@ -57,14 +70,14 @@ type Config struct {
 // DefaultConfig is the configuration where nothing is said.
 func DefaultConfig() Config {
 	return Config{
-		StateDir:      "/var/lib/podproxy",
-		RunDir:        "/run/podproxy",
-		Directory:     daemon.EmbeddedDirectory,
-		PublicPrefix:  "198.18.0.0/16",
-		VirtualPrefix: "100.64.0.0/16",
-		Zone:          "pods.internal",
-		LogLevel:      "info",
-		LogFormat:     "text",
+		StateDir:            "/var/lib/podproxy",
+		RunDir:              "/run/podproxy",
+		CertificateLifetime: "168h",
+		PublicPrefix:        "198.18.0.0/16",
+		VirtualPrefix:       "100.64.0.0/16",
+		Zone:                "pods.internal",
+		LogLevel:            "info",
+		LogFormat:           "text",
 	}
 }
 
@@ -79,17 +92,19 @@ type settings struct {
 	Config
 	physical  netip.Addr
 	listen    netip.AddrPort
-	cluster   directory.Cluster
+	prefixes  directory.Cluster
 	dnsListen []netip.AddrPort
 	upstreams []netip.AddrPort
-	endpoints []string // empty when the directory is embedded
+	lifetime  time.Duration // of certificates
 }
 
 func (c Config) settings() (settings, error) {
 	s := settings{Config: c}
 	var err error
-	if s.Name, err = daemon.Name(s.Name); err != nil {
-		return s, fmt.Errorf("proxy name: %w", err)
+	if s.Name != "" {
+		if err := pod.ValidateName(s.Name); err != nil {
+			return s, fmt.Errorf("proxy name: %w", err)
+		}
 	}
 	if s.physical, err = daemon.Address(s.Address); err != nil {
 		return s, err
@@ -100,7 +115,12 @@ func (c Config) settings() (settings, error) {
 	if err := daemon.CheckDirs(s.StateDir, s.RunDir); err != nil {
 		return s, err
 	}
-	if s.endpoints, err = daemon.Endpoints(s.Directory); err != nil {
+	if s.Directory != "" {
+		if _, err := daemon.Endpoints(s.Directory); err != nil {
+			return s, err
+		}
+	}
+	if s.lifetime, err = daemon.CertificateLifetime(s.CertificateLifetime); err != nil {
 		return s, err
 	}
 	if err := s.parseCluster(); err != nil {
@@ -110,20 +130,20 @@ func (c Config) settings() (settings, error) {
 }
 
 func (s *settings) parseCluster() error {
-	s.cluster.Zone = s.Zone
+	s.prefixes.Zone = s.Zone
 	for _, p := range []struct {
 		name, value string
 		prefix      *netip.Prefix
-	}{{"public-prefix", s.PublicPrefix, &s.cluster.Public}, {"virtual-prefix", s.VirtualPrefix, &s.cluster.Virtual}} {
+	}{{"public-prefix", s.PublicPrefix, &s.prefixes.Public}, {"virtual-prefix", s.VirtualPrefix, &s.prefixes.Virtual}} {
 		var err error
 		if *p.prefix, err = netip.ParsePrefix(p.value); err != nil {
 			return fmt.Errorf("%w: %s %q: want a prefix such as 198.18.0.0/16", pod.ErrInvalid, p.name, p.value)
 		}
 	}
-	if err := s.cluster.Validate(); err != nil {
+	if err := s.prefixes.Validate(); err != nil {
 		return err
 	}
-	for _, prefix := range []netip.Prefix{s.cluster.Public, s.cluster.Virtual} {
+	for _, prefix := range []netip.Prefix{s.prefixes.Public, s.prefixes.Virtual} {
 		if prefix.Contains(s.physical) {
 			return fmt.Errorf("%w: the proxy's own address %s is in %s, which belongs to pods", pod.ErrInvalid, s.physical, prefix)
 		}
@@ -155,5 +175,5 @@ func (s *settings) parseDNS() error {
 }
 
 func (s *settings) datapath() datapath.Config {
-	return datapath.Config{Physical: s.physical, PublicPrefix: s.cluster.Public, VirtualPrefix: s.cluster.Virtual}
+	return datapath.Config{Physical: s.physical, PublicPrefix: s.prefixes.Public, VirtualPrefix: s.prefixes.Virtual}
 }

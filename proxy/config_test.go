@@ -25,7 +25,7 @@ func TestReferenceConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(s.listen, s.dnsListen, s.upstreams, s.endpoints); got != "10.10.0.2:7444 [10.10.0.2:53 169.254.1.1:53] [] []" {
+	if got := fmt.Sprint(s.listen, s.dnsListen, s.upstreams, s.lifetime); got != "10.10.0.2:7444 [10.10.0.2:53 169.254.1.1:53] [] 168h0m0s" {
 		t.Errorf("settings are %s", got)
 	}
 }
@@ -62,7 +62,8 @@ func TestReferenceDefaults(t *testing.T) {
 	want := DefaultConfig()
 	want.Address, want.Name = all.Address, all.Name // those have none
 	want.Listen, want.DNSListen = all.Address+":7444", all.Address+":53"
-	want.DNSUpstream = all.DNSUpstream
+	want.DNSUpstream, want.Directory = all.DNSUpstream, all.Directory
+	want.DirectoryCA, want.DirectoryCert, want.DirectoryKey = all.DirectoryCA, all.DirectoryCert, all.DirectoryKey
 	if fmt.Sprint(all) != fmt.Sprint(want) {
 		t.Errorf("the file shows %+v, the defaults are %+v", all, want)
 	}
@@ -105,6 +106,8 @@ func TestBadSettings(t *testing.T) {
 		"DNS upstream":    func(c *Config) { c.DNSUpstream = []string{"resolver"} },
 		"state-dir":       func(c *Config) { c.StateDir = "state" },
 		"directory":       func(c *Config) { c.Directory = "10.0.0.5:2379" },
+		"https://":        func(c *Config) { c.Directory = "http://10.0.0.5:2379" },
+		"168h":            func(c *Config) { c.CertificateLifetime = "a week" },
 		"public-prefix":   func(c *Config) { c.PublicPrefix = "198.18.0.0" },
 		"differ":          func(c *Config) { c.VirtualPrefix = "100.64.0.0/15" },
 		"zone":            func(c *Config) { c.Zone = "" },

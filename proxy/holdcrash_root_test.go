@@ -24,6 +24,8 @@ import (
 	"podd/api/podd/v1/poddv1connect"
 	"podd/directory"
 	"podd/pod"
+	"podd/trust"
+	"podd/trust/trusttest"
 	"podd/vnet"
 	"podd/vnet/vnettest"
 )
@@ -34,26 +36,26 @@ func newApartSite(t *testing.T, hosts int, change func(*Config)) *site {
 	t.Helper()
 	s := &site{Topology: vnettest.New(t, hosts), t: t, config: DefaultConfig()}
 	quiet := slog.New(slog.DiscardHandler)
+	s.config.Name, s.config.Address = "proxy", s.Proxy.Address.String()
+	s.config.StateDir, s.config.RunDir = t.TempDir(), t.TempDir()
+	s.issuer = trusttest.InitIn(t, trust.Dir(s.config.StateDir))
 	embedded, err := directory.StartEmbedded(t.Context(), directory.EmbeddedOptions{
-		DataDir: t.TempDir(), Listen: "127.0.0.1:0", Name: "directory", Log: quiet,
+		DataDir: t.TempDir(), Listen: "127.0.0.1:0", Name: "directory", Credentials: s.issuer, Log: quiet,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = embedded.Close() })
-	if s.dir, err = directory.Open(t.Context(), directory.Options{Endpoints: []string{embedded.Endpoint()}, Log: quiet, Timeout: vnettest.Timeout}); err != nil {
+	if s.dir, err = directory.Open(t.Context(), directory.Options{Endpoints: []string{embedded.Endpoint()}, TLS: s.issuer.DirectoryTLS(), Log: quiet, Timeout: vnettest.Timeout}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.dir.Close() })
 	inside := vnettest.Listen(t, s.Proxy.Path, "127.0.0.1:0")
-	s.bring(inside, strings.TrimPrefix(embedded.Endpoint(), "http://"))
-	s.config.Name, s.config.Address = "proxy", s.Proxy.Address.String()
-	s.config.StateDir, s.config.RunDir = t.TempDir(), t.TempDir()
-	s.config.Directory = "http://" + inside.Addr().String()
+	s.bring(inside, strings.TrimPrefix(embedded.Endpoint(), "https://"))
+	s.config.Directory = "https://" + inside.Addr().String()
 	change(&s.config)
 	s.start()
 	t.Cleanup(func() { s.stop(unix.SIGKILL) })
-	s.connectHTTP()
 	s.ready()
 	for i, host := range s.Hosts {
 		s.join(i, host)
@@ -96,7 +98,7 @@ func (s *site) bring(l net.Listener, to string) {
 
 func (s *site) listHolds() []*poddv1.Hold {
 	s.t.Helper()
-	client := poddv1connect.NewProxyServiceClient(s.http, fmt.Sprintf("http://%s:%d", s.Proxy.Address, DefaultPort), api.ClientOptions())
+	client := poddv1connect.NewProxyServiceClient(s.client(s.issuer), fmt.Sprintf("https://%s:%d", s.Proxy.Address, DefaultPort), api.ClientOptions())
 	ctx, cancel := context.WithTimeout(s.t.Context(), vnettest.Timeout)
 	defer cancel()
 	response, err := client.ListHolds(ctx, connect.NewRequest(&poddv1.ListHoldsRequest{}))

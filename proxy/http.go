@@ -9,11 +9,15 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sys/unix"
 
-	"podd/api"
 	poddv1 "podd/api/podd/v1"
 	"podd/api/podd/v1/poddv1connect"
+	"podd/daemon"
 	"podd/doctor"
+	"podd/pod"
+	"podd/trust"
+	"podd/version"
 )
 
 const (
@@ -27,7 +31,10 @@ const (
 // handler is everything podproxy serves on its API port.
 func (p *Proxy) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(poddv1connect.NewProxyServiceHandler(&service{reconciler: p.reconciler, examine: p.examine}, api.HandlerOptions()))
+	options := p.cluster.Guard.HandlerOptions()
+	mux.Handle(poddv1connect.NewProxyServiceHandler(&service{reconciler: p.reconciler, move: p.dir.Move, examine: p.examine}, options...))
+	mux.Handle(poddv1connect.NewHostServiceHandler(&hostService{Hosts: daemon.Hosts{Directory: p.dir.Directory}, name: p.Name}, options...))
+	p.cluster.HandleTrust(mux)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		if err := p.health(r.Context()); err != nil {
@@ -45,15 +52,51 @@ type service struct {
 	reconciler *reconciler
 	// examine gathers what CheckProxy judges.
 	examine func(ctx context.Context) (name string, facts []doctor.Facts)
+	// move reads the journal.
+	move func(ctx context.Context, id string) (*pod.Move, error)
 }
 
+// Hold holds for the host that a pod leaves, and for nobody else: a hold stops
+// the pod's traffic for seconds.
 func (s *service) Hold(ctx context.Context, request *connect.Request[poddv1.HoldRequest]) (*connect.Response[poddv1.HoldResponse], error) {
 	ctx, cancel := context.WithTimeout(ctx, holdTimeout)
 	defer cancel()
-	if err := s.reconciler.Hold(ctx, request.Msg.GetMove()); err != nil {
+	id := request.Msg.GetMove()
+	var move *pod.Move
+	if view := s.reconciler.view.Load(); view != nil {
+		move = view.Moves[id]
+	}
+	if move == nil { // too new
+		var err error
+		if move, err = s.move(ctx, id); err != nil {
+			return nil, err
+		}
+	}
+	if caller, _ := daemon.CallerFrom(ctx); caller.Kind != trust.KindHost || caller.Name != move.Source {
+		return nil, fmt.Errorf("%w: %s may not hold the packets of pod %s: move %s comes from host %s", pod.ErrDenied, caller, move.Pod, id, move.Source)
+	}
+	if err := s.reconciler.Hold(ctx, id); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&poddv1.HoldResponse{}), nil
+}
+
+// hostService is what podproxy can tell of hosts: what is in the directory, and
+// its own version.
+type hostService struct {
+	daemon.Hosts
+	name string
+}
+
+// GetVersion implements poddv1connect.HostServiceHandler.
+func (s *hostService) GetVersion(context.Context, *connect.Request[poddv1.GetVersionRequest]) (*connect.Response[poddv1.GetVersionResponse], error) {
+	var system unix.Utsname
+	if err := unix.Uname(&system); err != nil {
+		return nil, fmt.Errorf("asking for the kernel's release: %w", err)
+	}
+	return connect.NewResponse(&poddv1.GetVersionResponse{
+		Version: version.String(), Host: s.name, Kernel: unix.ByteSliceToString(system.Release[:]),
+	}), nil
 }
 
 // health is nil when the directory answers and the kernel is as it should be.

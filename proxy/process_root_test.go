@@ -25,6 +25,8 @@ import (
 
 	"podd/directory"
 	"podd/pod"
+	"podd/trust"
+	"podd/trust/trusttest"
 	"podd/vnet"
 	"podd/vnet/netns"
 	"podd/vnet/vnettest"
@@ -59,9 +61,10 @@ type site struct {
 	t        *testing.T
 	config   Config
 	proxy    *exec.Cmd
+	issuer   *trust.Store // the proxy's credentials
 	dir      *directory.Directory
 	networks []*vnet.Network
-	http     *http.Client
+	hosts    []*http.Client
 }
 
 func newSite(t *testing.T, hosts int) *site {
@@ -69,12 +72,12 @@ func newSite(t *testing.T, hosts int) *site {
 	s := &site{Topology: vnettest.New(t, hosts), t: t, config: DefaultConfig()}
 	s.config.Name, s.config.Address = "proxy", s.Proxy.Address.String()
 	s.config.StateDir, s.config.RunDir = t.TempDir(), t.TempDir()
+	s.issuer = trusttest.InitIn(t, trust.Dir(s.config.StateDir))
 	s.start()
 	t.Cleanup(func() { s.stop(unix.SIGKILL) })
-	s.connectHTTP()
 	d, err := directory.Open(t.Context(), directory.Options{
-		Endpoints: []string{"http://" + s.relay(netip.AddrPortFrom(s.Proxy.Address, directory.DefaultPort))},
-		Log:       slog.New(slog.DiscardHandler), Timeout: vnettest.Timeout,
+		Endpoints: []string{"https://" + s.relay(netip.AddrPortFrom(s.Proxy.Address, directory.DefaultPort))},
+		TLS:       s.issuer.DirectoryTLS(), Log: slog.New(slog.DiscardHandler), Timeout: vnettest.Timeout,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -88,10 +91,11 @@ func newSite(t *testing.T, hosts int) *site {
 	return s
 }
 
-// connectHTTP makes a client that is in the proxy's namespace.
-func (s *site) connectHTTP() {
-	s.http = &http.Client{Transport: &http.Transport{
+// client calls podproxy with somebody's certificate.
+func (s *site) client(credentials *trust.Store) *http.Client {
+	return &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
+		TLSClientConfig:   credentials.ClientTLS(trust.ServerName(trust.KindProxy, s.config.Name)),
 		DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
 			return vnettest.TryDial(s.Proxy.Path, address, vnettest.Timeout)
 		},
@@ -111,6 +115,7 @@ func (s *site) join(i int, host vnettest.Node) {
 		s.t.Fatal(err)
 	}
 	s.networks = append(s.networks, n)
+	s.hosts = append(s.hosts, s.client(trusttest.Member(s.t, s.issuer, trust.Identity{Kind: trust.KindHost, Name: host.Name}, 0)))
 	registration, err := s.dir.RegisterHost(s.t.Context(), pod.Host{Name: host.Name, Physical: host.Address})
 	if err != nil {
 		s.t.Fatal(err)
@@ -160,9 +165,11 @@ func (s *site) ready() {
 	})
 }
 
-// fetch gets a page of podproxy's, "" if it can't.
+// fetch gets a page of podproxy's, "" if it can't. It shows no certificate.
 func (s *site) fetch(path string) string {
-	resp, err := s.http.Get(fmt.Sprintf("http://%s:%d%s", s.Proxy.Address, DefaultPort, path))
+	client := s.client(s.issuer)
+	client.Transport.(*http.Transport).TLSClientConfig.GetClientCertificate = nil
+	resp, err := client.Get(fmt.Sprintf("https://%s:%d%s", s.Proxy.Address, DefaultPort, path))
 	if err != nil {
 		return ""
 	}

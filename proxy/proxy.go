@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"podd/pod"
 	"podd/proxy/datapath"
 	"podd/proxy/dns"
+	"podd/trust"
 	"podd/version"
 )
 
@@ -27,7 +29,8 @@ import (
 type Proxy struct {
 	settings
 	log        *slog.Logger
-	dir        *daemon.Directory
+	cluster    *daemon.Cluster
+	dir        *daemon.Directory // the cluster's
 	metrics    *metrics
 	reconciler *reconciler
 	// view is the directory as last seen.
@@ -45,7 +48,7 @@ func Run(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
-	p := &Proxy{settings: s, log: log.With("proxy", s.Name), metrics: newMetrics()}
+	p := &Proxy{settings: s, metrics: newMetrics()}
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("podproxy must run as root: it sets up routes and rules; try sudo podproxy")
 	}
@@ -54,6 +57,14 @@ func Run(ctx context.Context, config Config) error {
 		return err
 	}
 	defer unlock()
+	credentials, err := daemon.Membership{
+		StateDir: s.StateDir, Kind: trust.KindProxy, Name: s.Name, Addresses: []netip.Addr{s.physical}, Join: s.Join, Log: log,
+	}.Open(ctx)
+	if err != nil {
+		return err
+	}
+	p.Name = credentials.Identity().Name
+	p.log = log.With("proxy", p.Name)
 	fault.Watch(s.RunDir)
 	// The sockets come first: a port in use is noticed before anything is
 	// touched.
@@ -62,6 +73,11 @@ func Run(ctx context.Context, config Config) error {
 		return err
 	}
 	defer api.Close() // a second time does no harm
+	local, err := daemon.ListenLocal(p.socketPath())
+	if err != nil {
+		return err
+	}
+	defer local.Close()
 	handler := &dns.Handler{
 		View:       p.view.Load,
 		Nameserver: s.physical, Upstreams: s.upstreams, Observe: p.metrics.query,
@@ -72,11 +88,11 @@ func Run(ctx context.Context, config Config) error {
 	}
 	defer names.Close()
 
-	if err := p.openDirectory(ctx); err != nil {
+	if err := p.openDirectory(ctx, credentials); err != nil {
 		return err
 	}
 	defer func() {
-		if err := p.dir.Close(); err != nil {
+		if err := p.cluster.Close(); err != nil {
 			p.log.Warn("stopping the directory failed", "error", err)
 		}
 	}()
@@ -92,12 +108,12 @@ func Run(ctx context.Context, config Config) error {
 		p.reconciler.interval, p.reconciler.resync = p.ResyncInterval, time.Now().Add(p.ResyncInterval)
 	}
 	p.metrics.watch(path.Stats, p.view.Load, p.reconciler.oldestHold)
-	err = p.serve(ctx, api, names)
+	err = p.serve(ctx, names, local, api)
 	return errors.Join(err, path.Close())
 }
 
 // serve runs all parts until ctx ends or one of them fails.
-func (p *Proxy) serve(ctx context.Context, api net.Listener, names *dns.Server) error {
+func (p *Proxy) serve(ctx context.Context, names *dns.Server, listeners ...net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
 	views := p.dir.Watch(ctx)
 	group.Go(func() error {
@@ -105,8 +121,19 @@ func (p *Proxy) serve(ctx context.Context, api net.Listener, names *dns.Server) 
 		return nil
 	})
 	group.Go(func() error { return names.Serve(ctx) })
-	group.Go(func() error { return p.dir.WatchEmbedded(ctx) })
-	group.Go(func() error { return daemon.Serve(ctx, daemon.NewServer(p.handler(), p.log), api) })
+	revocations := make(chan struct{})
+	group.Go(func() error { return p.cluster.Run(ctx, func() { close(revocations) }) })
+	handler := p.handler()
+	for _, listener := range listeners {
+		group.Go(func() error {
+			// Whom not to answer comes before any answer.
+			select {
+			case <-revocations:
+			case <-ctx.Done():
+			}
+			return p.cluster.Guard.Serve(ctx, listener, handler)
+		})
+	}
 	group.Go(func() error {
 		// Known to the hosts once pods can be reached.
 		select {
@@ -121,8 +148,8 @@ func (p *Proxy) serve(ctx context.Context, api net.Listener, names *dns.Server) 
 		if _, err := systemd.SdNotify(false, systemd.SdNotifyReady); err != nil {
 			p.log.Warn("telling systemd that podproxy is ready failed", "error", err)
 		}
-		p.log.Info("podproxy is ready", "address", p.physical, "listen", api.Addr(), "dns", names.Addrs(),
-			"public", p.cluster.Public, "virtual", p.cluster.Virtual, "zone", p.cluster.Zone)
+		p.log.Info("podproxy is ready", "address", p.physical, "listen", p.listen, "socket", p.socketPath(), "dns", names.Addrs(),
+			"public", p.prefixes.Public, "virtual", p.prefixes.Virtual, "zone", p.prefixes.Zone)
 		<-ctx.Done()
 		if err := registration.Close(); err != nil {
 			p.log.Warn("the directory was not told that podproxy stops", "error", err)
@@ -132,21 +159,28 @@ func (p *Proxy) serve(ctx context.Context, api net.Listener, names *dns.Server) 
 	return group.Wait()
 }
 
+func (p *Proxy) socketPath() string { return filepath.Join(p.RunDir, "podproxy.sock") }
+
 // openDirectory connects to the directory and makes sure that it is this
 // cluster's and has no other proxy.
-func (p *Proxy) openDirectory(ctx context.Context) (err error) {
-	p.dir, err = daemon.OpenDirectory(ctx, daemon.DirectoryOptions{
-		Endpoints: p.endpoints, StateDir: p.StateDir, Address: p.physical, Name: p.Name, Log: p.log,
+func (p *Proxy) openDirectory(ctx context.Context, credentials *trust.Store) (err error) {
+	p.cluster, err = daemon.OpenCluster(ctx, daemon.ClusterOptions{
+		Store: credentials, StateDir: p.StateDir, Lifetime: p.lifetime, Log: p.log,
+		Directory: daemon.DirectoryOptions{
+			Address: p.Directory, CA: p.DirectoryCA, Certificate: p.DirectoryCert, Key: p.DirectoryKey,
+			StateDir: p.StateDir, Listen: netip.AddrPortFrom(p.physical, directory.DefaultPort), Name: p.Name, Log: p.log,
+		},
 	})
 	if err != nil {
 		return err
 	}
+	p.dir = p.cluster.Directory
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.dir.Close())
+			err = errors.Join(err, p.cluster.Close())
 		}
 	}()
-	if err := p.dir.InitCluster(ctx, p.cluster); err != nil {
+	if err := p.dir.InitCluster(ctx, p.prefixes); err != nil {
 		return err
 	}
 	proxies, err := p.dir.Proxies(ctx)
@@ -167,8 +201,8 @@ func (p *Proxy) register(ctx context.Context) (*directory.Registration, error) {
 		api = netip.AddrPortFrom(p.physical, api.Port())
 	}
 	return p.dir.RegisterProxy(ctx, pod.Proxy{
-		Name: p.Name, Physical: p.physical, API: api,
-		Zone: p.cluster.Zone, PublicPrefix: p.cluster.Public, VirtualPrefix: p.cluster.Virtual,
+		Name: p.Name, Physical: p.physical, API: api, Issuer: p.cluster.Store.IsIssuer(),
+		Zone: p.prefixes.Zone, PublicPrefix: p.prefixes.Public, VirtualPrefix: p.prefixes.Virtual,
 		Version: version.String(),
 	})
 }

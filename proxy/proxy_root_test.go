@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -21,12 +23,15 @@ import (
 	"podd/daemon"
 	"podd/directory"
 	"podd/pod"
+	"podd/trust"
+	"podd/trust/trusttest"
 	"podd/vnet"
 	"podd/vnet/vnettest"
 )
 
-func (s *site) hold(move string) error {
-	client := poddv1connect.NewProxyServiceClient(s.http, fmt.Sprintf("http://%s:%d", s.Proxy.Address, DefaultPort), api.ClientOptions())
+// hold asks for the hold of a move as the host that the pod is on does.
+func (s *site) hold(move string, host int) error {
+	client := poddv1connect.NewProxyServiceClient(s.hosts[host], fmt.Sprintf("https://%s:%d", s.Proxy.Address, DefaultPort), api.ClientOptions())
 	ctx, cancel := context.WithTimeout(s.t.Context(), vnettest.Timeout)
 	defer cancel()
 	_, err := client.Hold(ctx, connect.NewRequest(&poddv1.HoldRequest{Move: move}))
@@ -40,7 +45,7 @@ func (s *site) beginMove(p *testPod, target int) *pod.Move {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if err := errors.Join(s.dir.SetHeld(s.t.Context(), m.ID, true), s.hold(m.ID)); err != nil {
+	if err := errors.Join(s.dir.SetHeld(s.t.Context(), m.ID, true), s.hold(m.ID, p.host)); err != nil {
 		s.t.Fatal(err)
 	}
 	return m
@@ -91,7 +96,7 @@ func TestMove(t *testing.T) {
 		if err := s.dir.FinishMove(t.Context(), m.ID, nil); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.hold(m.ID); !errors.Is(err, pod.ErrConflict) {
+		if err := s.hold(m.ID, 1-target); !errors.Is(err, pod.ErrConflict) {
 			t.Errorf("hold of a finished move: %v", err)
 		}
 	}
@@ -107,6 +112,9 @@ func TestMoveAborted(t *testing.T) {
 	vnettest.Serve(t, p.path, ":80", "alice")
 	c := s.connect(s.Client.Path, p, p.public()+":80", "alice")
 	m := s.beginMove(p, 1)
+	if err := s.hold(m.ID, 1); !errors.Is(err, pod.ErrDenied) {
+		t.Errorf("hold for another host than the one that the pod leaves: %v", err)
+	}
 	if _, err := c.Write([]byte("held")); err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +122,7 @@ func TestMoveAborted(t *testing.T) {
 		t.Fatal(err)
 	}
 	vnettest.ExpectGreeting(t, c, "held")
-	if err := s.hold("unheard"); !errors.Is(err, pod.ErrNotFound) {
+	if err := s.hold("unheard", 0); !errors.Is(err, pod.ErrNotFound) {
 		t.Errorf("hold of an unknown move: %v", err)
 	}
 }
@@ -204,6 +212,7 @@ func TestRefusals(t *testing.T) {
 	beside := func(change func(*Config)) (Config, vnettest.Node) {
 		c := s.config
 		c.RunDir, c.StateDir = t.TempDir(), t.TempDir()
+		trusttest.InitIn(t, trust.Dir(c.StateDir))
 		c.Listen, c.DNSListen = "10.10.0.2:17444", "10.10.0.2:1053"
 		change(&c)
 		return c, s.Proxy
@@ -211,8 +220,9 @@ func TestRefusals(t *testing.T) {
 	elsewhere := func(change func(*Config)) (Config, vnettest.Node) {
 		c := s.config
 		c.RunDir, c.StateDir = t.TempDir(), t.TempDir()
+		trusttest.MemberIn(t, trust.Dir(c.StateDir), s.issuer, trust.Identity{Kind: trust.KindProxy, Name: "second"}, 0)
 		c.Name, c.Address = "second", s.Client.Address.String()
-		c.Directory = fmt.Sprintf("http://%s:%d", s.Proxy.Address, directory.DefaultPort)
+		c.Directory = fmt.Sprintf("https://%s:%d", s.Proxy.Address, directory.DefaultPort)
 		change(&c)
 		return c, s.Client
 	}
@@ -237,8 +247,23 @@ func TestRefusals(t *testing.T) {
 	refuse("169.254.1.1:53")(beside(func(*Config) {}))
 	refuse("serves this cluster already")(elsewhere(func(*Config) {}))
 	refuse("was made for")(elsewhere(func(c *Config) { c.Zone = "other.internal" }))
-	refuse("http://127.0.0.1:1")(elsewhere(func(c *Config) { c.Directory = "http://127.0.0.1:1" }))
-	refuse("192.0.2.10:2379: bind: address already in use")(elsewhere(func(c *Config) { c.Directory = daemon.EmbeddedDirectory }))
+	refuse("https://127.0.0.1:1")(elsewhere(func(c *Config) { c.Directory = "https://127.0.0.1:1" }))
+	refuse("192.0.2.10:2379: bind: address already in use")(elsewhere(func(c *Config) {
+		c.Name, c.StateDir, c.Directory = "", t.TempDir(), daemon.EmbeddedDirectory
+		trusttest.InitIn(t, trust.Dir(c.StateDir))
+	}))
+	refuse("leave --directory out")(elsewhere(func(c *Config) { c.Directory = daemon.EmbeddedDirectory }))
+	refuse("belongs to no cluster")(elsewhere(func(c *Config) { c.StateDir = t.TempDir() }))
+	refuse("are those of proxy second")(elsewhere(func(c *Config) { c.Name = "third" }))
+	refuse("chmod 600")(elsewhere(func(c *Config) {
+		if err := os.Chmod(filepath.Join(trust.Dir(c.StateDir), "key.pem"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}))
+	refuse("directory at https://10.10.0.2:2379")(elsewhere(func(c *Config) {
+		c.StateDir, c.Name = t.TempDir(), ""
+		trusttest.InitIn(t, trust.Dir(c.StateDir))
+	}))
 	refuse("cannot assign requested address")(elsewhere(func(c *Config) { c.Address = "203.0.113.1" }))
 	s.ready()
 }

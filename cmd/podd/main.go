@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"podd/namespace"
 	"podd/podd"
+	"podd/trust"
 	"podd/version"
 )
 
@@ -35,21 +37,28 @@ func app() *cli.App {
 		Usage:   "run pods on this host and move them to others",
 		Version: version.String(),
 		Description: `podd must run as root. Pods live on when it stops; it finds them again
-when it starts.
+when it starts. A machine belongs to a cluster before podd runs on it: podctl
+cluster init makes one here, --join joins one that podctl cluster join-token has
+made a token for.
 
 Examples:
-   podd --name a --address 10.10.1.2                          # a site of one machine
-   podd --name b --address 10.10.2.2 --directory http://10.10.0.2:2379
+   podd --address 10.10.2.2 --join @token                     # the first time
+   podd --address 10.10.2.2
    podd --config /etc/podd/podd.toml`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "config", Usage: "read `FILE` (TOML); a flag wins over it", EnvVars: []string{"PODD_CONFIG"}},
-			&cli.StringFlag{Name: "name", Usage: "the host's `NAME` in the cluster (default: the machine's)"},
+			&cli.StringFlag{Name: "join", Usage: "join the cluster of this `TOKEN` if the host is in none yet; @FILE and - (standard input) keep it off the command line"},
+			&cli.StringFlag{Name: "name", Usage: "the host's `NAME` in the cluster (default: the one it joined under, else the machine's)"},
 			&cli.StringFlag{Name: "address", Usage: "the host's `ADDRESS` on its own subnet, as the proxy reaches it"},
 			&cli.StringFlag{Name: "listen", Usage: fmt.Sprintf("serve the API at `ADDRESS:PORT` (default: port %d at --address)", podd.DefaultPort)},
 			&cli.StringFlag{Name: "state-dir", Usage: "keep pods and images in `DIR`", Value: defaults.StateDir},
 			&cli.StringFlag{Name: "run-dir", Usage: "put the socket and mounts in `DIR`", Value: defaults.RunDir},
 			&cli.StringFlag{Name: "cgroup-parent", Usage: "put pods under the cgroup `PATH`", Value: defaults.CgroupParent},
-			&cli.StringFlag{Name: "directory", Usage: "`URL,...` of an etcd cluster, or \"embedded\" to run one", Value: defaults.Directory},
+			&cli.StringFlag{Name: "directory", Usage: "`URL,...` of an etcd cluster, or \"embedded\" to run one (default: what the cluster says)"},
+			&cli.StringFlag{Name: "directory-ca", Usage: "the PEM `FILE` of the authority of an etcd cluster with its own"},
+			&cli.StringFlag{Name: "directory-cert", Usage: "the PEM `FILE` of the certificate for that etcd cluster"},
+			&cli.StringFlag{Name: "directory-key", Usage: "the PEM `FILE` of that certificate's key"},
+			&cli.StringFlag{Name: "certificate-lifetime", Usage: "certificates that this host issues to daemons are good for `DURATION`", Value: defaults.CertificateLifetime},
 			&cli.StringFlag{Name: "init-path", Usage: "the pods' init `PROGRAM` (default: podinit beside podd)"},
 			&cli.StringFlag{Name: "criu-path", Usage: "the criu `PROGRAM` (default: the one on PATH)"},
 			&cli.IntFlag{Name: "max-moves", Usage: "carry out at most `N` moves out of and into this host at a time; others wait", Value: defaults.MaxMoves},
@@ -62,6 +71,7 @@ Examples:
 				return fmt.Errorf("unexpected argument %q; see podd --help", c.Args().First())
 			}
 			config, err := config(c)
+			trust.HideArgument(c.String("join"))
 			if err != nil {
 				return err
 			}
@@ -83,7 +93,8 @@ func config(c *cli.Context) (podd.Config, error) {
 		"name": &config.Name, "address": &config.Address, "listen": &config.Listen,
 		"state-dir": &config.StateDir, "run-dir": &config.RunDir, "cgroup-parent": &config.CgroupParent,
 		"directory": &config.Directory, "init-path": &config.InitPath, "criu-path": &config.CRIUPath,
-		"log-level": &config.LogLevel, "log-format": &config.LogFormat,
+		"directory-ca": &config.DirectoryCA, "directory-cert": &config.DirectoryCert, "directory-key": &config.DirectoryKey,
+		"certificate-lifetime": &config.CertificateLifetime, "log-level": &config.LogLevel, "log-format": &config.LogFormat,
 	} {
 		if c.IsSet(name) {
 			*field = c.String(name)
@@ -92,5 +103,6 @@ func config(c *cli.Context) (podd.Config, error) {
 	if c.IsSet("max-moves") {
 		config.MaxMoves = c.Int("max-moves")
 	}
+	config.Join = strings.Clone(c.String("join")) // the arguments are overwritten
 	return config, nil
 }

@@ -1,0 +1,68 @@
+package daemon
+
+import (
+	"net"
+	"sync/atomic"
+)
+
+// peerConn is a connection below TLS that leaves Revocations when it is closed,
+// by whomever.
+type peerConn struct {
+	net.Conn
+	revocations *Revocations
+	noted       atomic.Bool // by Revocations.note
+	closed      bool        // guarded by Revocations.mu
+}
+
+// NetConn is the connection itself, as for tls.Conn.
+func (c *peerConn) NetConn() net.Conn { return c.Conn }
+
+// Close implements net.Conn.
+func (c *peerConn) Close() error {
+	c.revocations.mu.Lock()
+	c.closed = true
+	delete(c.revocations.conns, c)
+	c.revocations.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// peerListener makes the connections it accepts known to Revocations.
+type peerListener struct {
+	net.Listener
+	revocations *Revocations
+}
+
+// Accept implements net.Listener.
+func (l peerListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return l.revocations.wrap(conn), nil
+}
+
+// Unwrap is the innermost of connections that are layers over each other: the
+// socket.
+func Unwrap(conn net.Conn) net.Conn {
+	for {
+		outer, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			return conn
+		}
+		conn = outer.NetConn()
+	}
+}
+
+func findPeerConn(conn net.Conn) *peerConn {
+	for conn != nil {
+		if c, ok := conn.(*peerConn); ok {
+			return c
+		}
+		outer, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nil
+		}
+		conn = outer.NetConn()
+	}
+	return nil
+}
