@@ -175,6 +175,10 @@ func fetch(client *http.Client, to netip.AddrPort, path string) (status int, bod
 // askDirectory reads all keys of the lab's directory from host a's network, with
 // somebody's certificate.
 func askDirectory(config *tls.Config) (*clientv3.GetResponse, error) {
+	// The client of etcd tries for ever what fails in the handshake.
+	if _, _, err := fetch(tlsClient("a", config.Clone()), directoryAddress(), "/version"); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
 	client, err := clientv3.New(clientv3.Config{

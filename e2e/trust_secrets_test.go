@@ -145,7 +145,7 @@ func TestRemovedHost(t *testing.T) {
 	if err == nil {
 		t.Fatal("podd starts with a certificate that was revoked")
 	}
-	for _, word := range []string{"revoked", "join-token"} {
+	for _, word := range []string{"revoked", "host c"} {
 		if !strings.Contains(err.Error(), word) {
 			t.Errorf("podd with a revoked certificate does not say %q, but\n%v", word, err)
 		}

@@ -7,12 +7,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"connectrpc.com/connect"
 
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
 	"podd/api/podd/v1/poddv1connect"
+	"podd/pod"
 	"podd/trust"
 )
 
@@ -58,6 +60,11 @@ func (l *Lab) admission(ctx context.Context, node string) (arguments []string, d
 		return nil, nil, err
 	}
 	token, err := l.Token(ctx, trust.KindHost, node, "")
+	// The proxy answers a moment before it is known as the issuer.
+	for deadline := time.Now().Add(readyTimeout); errors.Is(err, pod.ErrUnavailable) && ctx.Err() == nil && time.Now().Before(deadline); {
+		time.Sleep(readyPoll)
+		token, err = l.Token(ctx, trust.KindHost, node, "")
+	}
 	if err != nil {
 		return nil, nil, err
 	}
