@@ -89,7 +89,7 @@ type file struct {
 
 func testHeader() Header {
 	return Header{
-		Pod: "alice", Epoch: 3, Host: "a", CreatedAt: testTime, Kernel: "6.18.0", CPU: "A processor", CPUFlags: []string{"sse", "avx"},
+		ID: "4f1c09", Pod: "alice", Epoch: 3, Host: "a", CreatedAt: testTime, Kernel: "6.18.0", CPU: "A processor", CPUFlags: []string{"sse", "avx"},
 		CRIU: 40201, Version: "v1", Image: "debian", ImageDigest: "sha256:ab",
 	}
 }
@@ -335,6 +335,7 @@ func TestReseal(t *testing.T) {
 func TestHeaderBounds(t *testing.T) {
 	signer := certificate(t, "a", nil).signer()
 	for what, change := range map[string]func(*Header){
+		"id":         func(h *Header) { h.ID = "A/b" },
 		"pod":        func(h *Header) { h.Pod = "../x" },
 		"host":       func(h *Header) { h.Host = "" },
 		"epoch":      func(h *Header) { h.Epoch = 0 },

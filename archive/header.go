@@ -46,6 +46,8 @@ var (
 
 // Header is the clear part of a file.
 type Header struct {
+	// ID tells the file from all others: letters and digits.
+	ID string `json:"id"`
 	// Pod is the pod's name, Epoch the incarnation that was written.
 	Pod   string    `json:"pod"`
 	Epoch pod.Epoch `json:"epoch"`
@@ -92,6 +94,9 @@ func (h *Header) Bytes() int64 {
 // memberName is what members are called.
 var memberName = regexp.MustCompile(`^[a-z][a-z0-9.-]{0,31}$`)
 
+// fileID is what IDs are made of.
+var fileID = regexp.MustCompile(`^[a-z0-9]{1,32}$`)
+
 // check refuses a header that could not have been written by this package. What
 // passes can be shown on a terminal.
 func (h *Header) check() error {
@@ -100,6 +105,9 @@ func (h *Header) check() error {
 	}
 	if err := pod.ValidateName(h.Host); err != nil {
 		return fmt.Errorf("%w: host: %w", ErrFormat, err)
+	}
+	if !fileID.MatchString(h.ID) {
+		return fmt.Errorf("%w: its ID %q", ErrFormat, h.ID)
 	}
 	if h.Epoch == 0 || h.CRIU < 0 || h.CreatedAt.IsZero() {
 		return fmt.Errorf("%w: its header lacks the epoch, time or version", ErrFormat)
