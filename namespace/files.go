@@ -117,13 +117,17 @@ func hostsFile(config Config) []byte {
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
 	if config.Address.IsValid() {
-		names := config.Spec.Name
-		if config.Search != "" {
-			names = config.Spec.Name + "." + config.Search + " " + names
-		}
-		fmt.Fprintf(&b, "%s\t%s\n", config.Address, names)
+		fmt.Fprintf(&b, "%s\t%s\n", config.Address, ownNames(config))
 	}
 	return b.Bytes()
+}
+
+// ownNames are the pod's names in its /etc/hosts.
+func ownNames(config Config) string {
+	if config.Search == "" {
+		return config.Spec.Name
+	}
+	return config.Spec.Name + "." + config.Search + " " + config.Spec.Name
 }
 
 func resolvFile(config Config) []byte {
