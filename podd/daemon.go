@@ -41,6 +41,8 @@ type Daemon struct {
 	engineErr error
 	digests   digestCache
 	claims    claims
+	// confirmations are of checkpoint files.
+	confirmations confirmations
 	// reconciler and drifts are the loop's that brings this host to what the
 	// directory says.
 	reconciler reconciler
@@ -93,6 +95,9 @@ func Run(ctx context.Context, config Config) error {
 	d.log = log
 	d.checkMounts()
 	if err := d.mountImagesDir(); err != nil {
+		return err
+	}
+	if err := d.removeSpools(); err != nil {
 		return err
 	}
 

@@ -1,6 +1,7 @@
 package podd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,12 +39,14 @@ type moveCheck struct {
 
 // blockedError is what a move fails with that preflight refused.
 type blockedError struct {
-	pod      string
+	pod string
+	// action is what can't be done with the pod; empty means moved.
+	action   string
 	blockers []pod.Blocker
 }
 
 func (e *blockedError) Error() string {
-	lines := []string{fmt.Sprintf("pod %s can't be moved now:", e.pod)}
+	lines := []string{fmt.Sprintf("pod %s can't be %s now:", e.pod, cmp.Or(e.action, "moved"))}
 	for _, b := range e.blockers {
 		lines = append(lines, "  "+b.String())
 	}

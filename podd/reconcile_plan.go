@@ -185,9 +185,11 @@ func plan(host string, record *pod.Pod, l local) []step {
 		switch {
 		case p != nil && epoch == p.epoch:
 			continue // handled above
+		case continued(host, record, epoch):
+			continue // what a restore under way comes back to if it fails
 		case !bound || epoch != current:
 			s.what = fmt.Sprintf("what was left of %s, while %s: removed", id, whereabouts(record))
-		case record.Phase == pod.PhaseStopped && !record.Spec.RemoveOnExit || record.Phase == pod.PhaseFailed:
+		case record.Phase == pod.PhaseStopped && !removedOnExit(record) || record.Phase == pod.PhaseFailed:
 			if !r.live && !r.network {
 				continue
 			}
@@ -201,7 +203,7 @@ func plan(host string, record *pod.Pod, l local) []step {
 		if lost {
 			steps = append(steps, step{kind: driftMove, epoch: current, what: "move " + record.Move + ", which nobody carries out: aborted"})
 		}
-		if record.Phase.Live() || record.Phase == pod.PhaseCreating || record.Phase == pod.PhaseStopped && record.Spec.RemoveOnExit {
+		if record.Phase.Live() || record.Phase == pod.PhaseCreating || removedOnExit(record) {
 			steps = append(steps, step{kind: driftUntracked, epoch: current, what: fmt.Sprintf("a pod that is %s and that podd did not look after: settled", record.Phase)})
 		}
 	}
@@ -213,6 +215,18 @@ func plan(host string, record *pod.Pod, l local) []step {
 		steps = append(steps, step{kind: driftImages, epoch: images.of.epoch, path: images.path, what: "images that nobody needs: removed"})
 	}
 	return steps
+}
+
+// removedOnExit reports whether a pod has ended and goes with that. One that was
+// written into a file has not ended for good.
+func removedOnExit(record *pod.Pod) bool {
+	return record.Phase == pod.PhaseStopped && record.Spec.RemoveOnExit && record.Checkpoint == ""
+}
+
+// continued reports whether a restore under way is to replace that incarnation,
+// which has ended on this host.
+func continued(host string, record *pod.Pod, epoch pod.Epoch) bool {
+	return record != nil && record.Continues != nil && record.Continues.Binding.Host == host && record.Continues.Binding.Epoch == epoch
 }
 
 // nameOf is the name that a plan is about.

@@ -46,6 +46,8 @@ func TestPlan(t *testing.T) {
 	moving := func(p *pod.Pod) { p.Move = "xyz" }
 	removed := func(p *pod.Pod) { p.Spec.RemoveOnExit = true }
 	elsewhere := func(p *pod.Pod) { p.Binding.Host, p.Binding.Epoch, p.Binding.Label = "b", 4, 8 }
+	written := func(p *pod.Pod) { p.Checkpoint = "file" }
+	continues := func(p *pod.Pod) { p.Continues = &pod.Ended{Binding: here, Phase: pod.PhaseStopped} }
 	anew := func(p *pod.Pod) { p.Binding.Label = 9 }
 	tracked := &localPod{name: "alice", epoch: 3, container: has(t, d, "alice", 3, 7), gone: make(chan struct{})}
 	all, files := remains{true, true, true}, remains{files: true}
@@ -70,6 +72,8 @@ func TestPlan(t *testing.T) {
 		"lost with all files":        {record(pod.PhaseRunning), local{}, []driftKind{driftUntracked}},
 		"half made":                  {record(pod.PhaseCreating), local{found: found{3: files}}, []driftKind{driftUntracked}},
 		"removed on exit":            {record(pod.PhaseStopped, removed), local{found: found{3: files}}, []driftKind{driftUntracked}},
+		"written into a file":        {record(pod.PhaseStopped, removed, written), local{found: found{3: files}}, nil},
+		"restored elsewhere":         {record(pod.PhaseCreating, elsewhere, continues), local{found: found{2: files, 3: files}}, []driftKind{driftContainer}},
 		"moved by nobody":            {record(pod.PhaseMoving, moving), local{found: found{3: all}, tracked: tracked}, []driftKind{driftMove}},
 		"moved by nobody, untracked": {record(pod.PhaseMoving, moving), local{found: found{3: all}}, []driftKind{driftMove, driftUntracked}},
 		"frozen":                     {record(pod.PhaseRunning), local{found: found{3: all}, tracked: tracked, frozen: true, blocked: true}, []driftKind{driftFrozen}},

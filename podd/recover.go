@@ -76,7 +76,7 @@ func (d *Daemon) recoverPod(ctx context.Context, record *pod.Pod) error {
 	switch record.Phase {
 	case pod.PhaseCreating:
 		d.log.Warn("removing a pod whose creation was interrupted", "pod", name)
-		return d.remove(ctx, name, epoch)
+		return d.undoCreate(ctx, name, epoch)
 	case pod.PhaseStopped:
 		return d.remove(ctx, name, epoch)
 	}
