@@ -144,6 +144,8 @@ var flagCompleters = map[string]completer{
 	"context":  completeContexts,
 	"socket":   completeFiles,
 	"env-file": completeFiles,
+	"file":     completeFiles,
+	"identity": completeFiles,
 	"volume":   completeFiles,
 	"host":     completeHosts,
 	"image":    completeImages,

@@ -36,14 +36,15 @@ type server struct {
 	// tls is the address that is not a socket's.
 	tls string
 
-	mu       sync.Mutex
-	pods     map[string]*fakePod
-	sessions map[string]*process
-	images   []*poddv1.Image
-	moves    []*pod.Move
-	changed  chan struct{} // closed, and replaced, when a move changes
-	deaf     bool          // moves that are cancelled go on
-	next     int
+	mu          sync.Mutex
+	pods        map[string]*fakePod
+	sessions    map[string]*process
+	images      []*poddv1.Image
+	moves       []*pod.Move
+	changed     chan struct{} // closed, and replaced, when a move changes
+	deaf        bool          // moves that are cancelled go on
+	next        int
+	checkpoints fakeCheckpoints
 	// routes are the route headers seen.
 	routes []string
 	// refusals is how many times a command is not gone on with: the next
