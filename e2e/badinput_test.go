@@ -112,6 +112,7 @@ func leftovers(t *testing.T) []string {
 			filepath.Join(theLab.RunDir(host), "netns/*"),
 			filepath.Join(theLab.RunDir(host), "checkpoint/*"),
 			filepath.Join(theLab.StateDir(host), "import-*"),
+			filepath.Join(theLab.StateDir(host), "spool/*"),
 		}
 		for _, form := range []string{"/sys/fs/cgroup/%s/*/", "/sys/fs/cgroup/*/%s/*/"} {
 			patterns = append(patterns, fmt.Sprintf(form, theLab.CgroupParent(host)))
