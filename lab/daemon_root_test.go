@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podd/pod"
+	"podd/trust"
 )
 
 var programsDir string // of programs
@@ -69,6 +70,18 @@ func TestRootDaemons(t *testing.T) {
 	t.Cleanup(func() { requireDown(t, l) })
 	for _, node := range l.Daemons() {
 		requirePID(t, l, node)
+	}
+	for _, host := range l.HostNames() {
+		store, err := trust.Open(trust.Dir(l.StateDir(host)))
+		if err != nil || store.Identity().String() != "host "+host {
+			t.Errorf("host %s has the credentials %v, error %v", host, store, err)
+		}
+		if _, err := os.Lstat(filepath.Join(l.RunDir(host), "token")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the token of host %s was left: %v", host, err)
+		}
+	}
+	if token, err := l.Token(ctx, trust.KindUser, "jane", trust.RoleViewer); err != nil || !strings.HasPrefix(token, "podd1.") {
+		t.Errorf("a token %q, error %v", token, err)
 	}
 	if err := l.Start(ctx, "a"); !errors.Is(err, pod.ErrExists) {
 		t.Errorf("starting what runs: error %v; want one that wraps ErrExists", err)

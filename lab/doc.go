@@ -12,6 +12,9 @@
 // leak in or out. Every daemon has its own state directory, run directory and
 // cgroup, so files of pods really move between hosts.
 //
+// The lab is a cluster of its own, made by the proxy: its hosts join with tokens
+// when they are started for the first time.
+//
 // What is up is noted on disk (RunDir), for processes that come later; but
 // Down goes by what it finds: namespaces, mounts, cgroups and processes that
 // belong to a lab. So it works after a crash of anything and on a lab half made.
