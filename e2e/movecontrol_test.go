@@ -62,10 +62,11 @@ func TestCancelAtEveryStage(t *testing.T) {
 			if after.Epoch != s.before.Epoch {
 				t.Errorf("the pod is %+v; it was %+v", after, s.before)
 			}
-			if m := journal(t, s.pod.name)[1]; m.Error != "cancelled: for the test" {
+			const want = "cancelled by local root (admin): for the test"
+			if m := journal(t, s.pod.name)[1]; m.Error != want {
 				t.Errorf("the journal says %+v", m)
 			}
-			if want := "cancelled: for the test"; s.ended.code != codeError || !strings.Contains(s.ended.stderr, want) {
+			if s.ended.code != codeError || !strings.Contains(s.ended.stderr, want) {
 				t.Errorf("the move ended with %d: %s", s.ended.code, s.ended.stderr)
 			}
 		})
@@ -160,12 +161,12 @@ func TestCancelWhileFrozen(t *testing.T) {
 		t.Errorf("cancelling: exit code %d: %s", r.code, r.stderr)
 	}
 	t.Logf("podctl ended after %v", time.Since(began).Round(time.Millisecond))
-	if m := journal(t, l.name)[0]; m.FailedStage != pod.StageDump || m.Error != "cancelled" {
+	if m := journal(t, l.name)[0]; m.FailedStage != pod.StageDump || m.Error != "cancelled by local root (admin)" {
 		t.Errorf("the journal says %+v", m)
 	}
 	l.requireUndone(t)
 	// Who waits for it now, hears of it at once.
-	requireRefused(t, codeError, []string{"stage dump failed: cancelled", l.name + " goes on running on a"}, "move", "wait", id)
+	requireRefused(t, codeError, []string{"stage dump failed: cancelled by local root", l.name + " goes on running on a"}, "move", "wait", id)
 	l.finish(t)
 }
 
@@ -176,7 +177,7 @@ func TestInterruptedMove(t *testing.T) {
 	l.awaitFrozen()
 	term.keys("\x03")
 	term.expect("having the move undone")
-	term.expect("stage dump failed: cancelled: SIGINT to podctl")
+	term.expect(": SIGINT to podctl")
 	term.expect(l.name + " goes on running on a")
 	if code := term.wait(); code != 130 {
 		t.Errorf("exit code %d; want 130", code)

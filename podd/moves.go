@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -14,6 +13,7 @@ import (
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
 	"podd/api/podd/v1/poddv1connect"
+	"podd/daemon"
 	"podd/directory"
 	"podd/pod"
 )
@@ -139,8 +139,14 @@ func (s *moveService) CancelMove(ctx context.Context, r *connect.Request[poddv1.
 	if m.State == pod.MoveAborted && !m.Undoing() {
 		return nil, fmt.Errorf("%w: move %s was undone before: %s", pod.ErrConflict, id, m.Error)
 	}
-	cause := errors.New(strings.TrimSuffix("cancelled: "+r.Msg.GetReason(), ": "))
-	switch err := s.d.dir.CancelMove(ctx, id, m.Stage, cause); {
+	cause := "cancelled"
+	if caller, ok := daemon.CallerFrom(ctx); ok {
+		cause += " by " + caller.String()
+	}
+	if r.Msg.GetReason() != "" {
+		cause += ": " + r.Msg.GetReason()
+	}
+	switch err := s.d.dir.CancelMove(ctx, id, m.Stage, errors.New(cause)); {
 	case errors.Is(err, directory.ErrCommitted):
 		return nil, fmt.Errorf("%w: it is too late to cancel move %s: pod %s is on host %s", pod.ErrConflict, id, m.Pod, m.Target)
 	case err != nil:
