@@ -121,30 +121,27 @@ func CertificateOf(c *x509.Certificate, of, command string, issuers []string) Ce
 	return Certificate{Of: of, NotBefore: c.NotBefore, NotAfter: c.NotAfter, Issuers: issuers, Now: time.Now(), Command: command}
 }
 
-// certificateWorry is how long before its end a certificate has failed to be
-// renewed: daemons try after a third of its life, which is a week.
+// certificateWorry is how long before its end a certificate should have been
+// renewed long since: daemons try from a third of its life on, which is a week
+// unless the issuer says otherwise. Of a shorter life it is the last third.
 const certificateWorry = 24 * time.Hour
 
 // Judge is an error when it has ended, or has not begun.
 func (c Certificate) Judge() []Finding {
 	left := c.NotAfter.Sub(c.Now)
-	remedy := fmt.Sprintf("podctl cluster token --kind %s %s   # on the machine of the authority (%v), then %s --join @FILE here", kindOf(c.Command), c.Of, c.Issuers, c.Command)
+	remedy := fmt.Sprintf("podctl cluster join-token --name %s > token   # where podctl still works; then here: %s --join @token", c.Of, c.Command)
+	if c.Command == "podproxy" {
+		remedy = strings.Replace(remedy, "--name", "--kind proxy --name", 1)
+	}
 	switch {
 	case c.Now.Before(c.NotBefore):
 		return []Finding{Bad("certificate", "timedatectl set-ntp true   # the clock is wrong, here or where the certificate was made",
 			"it begins to be good at %s, and it is %s here", c.NotBefore.Format(time.RFC3339), c.Now.Format(time.RFC3339))}
 	case left <= 0:
 		return []Finding{Bad("certificate", remedy, "it ended at %s: no other daemon talks to this one", c.NotAfter.Format(time.RFC3339))}
-	case left < certificateWorry:
+	case left < min(certificateWorry, c.NotAfter.Sub(c.NotBefore)/3):
 		return []Finding{Worry("certificate", fmt.Sprintf("journalctl -u %s -g renew   # is one of %v up, and reachable from here?", c.Command, c.Issuers),
 			"it ends in %s and should have been renewed long ago", left.Round(time.Minute))}
 	}
 	return []Finding{Good("certificate", "it is good for %d hours and renewed in time", int(left.Hours()))}
-}
-
-func kindOf(command string) string {
-	if command == "podproxy" {
-		return "proxy"
-	}
-	return "host"
 }

@@ -96,7 +96,11 @@ func (d *Daemon) examineMachine(ctx context.Context) []doctor.Facts {
 
 // examineService is about how podd was installed and started.
 func (d *Daemon) examineService(context.Context) []doctor.Facts {
-	return []doctor.Facts{d.lookAtMounts(), lookAtInit(d.InitPath)}
+	store := d.cluster.Store
+	return []doctor.Facts{
+		d.lookAtMounts(), lookAtInit(d.InitPath),
+		doctor.CertificateOf(store.Leaf(), d.Name, "podd", store.Info().Issuers),
+	}
 }
 
 // examineCluster is about the others: the directory, the proxy, the hosts, and

@@ -87,6 +87,7 @@ func newMetrics(d *Daemon) *metrics {
 			report := d.driftReport()
 			return report.repaired, report.failed
 		},
+		certificateEnd: func() time.Time { return d.cluster.Store.Leaf().NotAfter },
 	}
 	m.registry.MustRegister(m.moves, m.stages, m.freeze, m.total, m.bytes, info, state,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -155,18 +156,21 @@ type stateCollector struct {
 	host  string
 	view  func(context.Context) (*directory.View, error)
 	drift func() (repaired, failed map[driftKind]uint64)
+	// certificateEnd is when the certificate does.
+	certificateEnd func() time.Time
 }
 
 var (
-	podsDesc     = describe("podd_pods", "Pods of this host, by phase.", "phase")
-	heldDesc     = describe("podd_pods_held", "Pods of this host whose packets the proxy was asked to queue.")
-	runningDesc  = describe("podd_moves_running", "Moves under way from or to this host, by its part in them.", "role")
-	queuedDesc   = describe("podd_moves_queued", "Moves from this host that wait for their turn.")
-	upDesc       = describe("podd_directory_up", "Whether the directory could be read.")
-	latencyDesc  = describe("podd_directory_read_seconds", "How long the directory took to be read for this scrape.")
-	revisionDesc = describe("podd_directory_revision", "Revision of the directory.")
-	repairedDesc = describe("podd_reconcile_repairs_total", "Differences from the directory that were put right, by kind.", "kind")
-	failuresDesc = describe("podd_reconcile_failures_total", "Attempts to do so that failed, by kind.", "kind")
+	podsDesc        = describe("podd_pods", "Pods of this host, by phase.", "phase")
+	heldDesc        = describe("podd_pods_held", "Pods of this host whose packets the proxy was asked to queue.")
+	runningDesc     = describe("podd_moves_running", "Moves under way from or to this host, by its part in them.", "role")
+	queuedDesc      = describe("podd_moves_queued", "Moves from this host that wait for their turn.")
+	upDesc          = describe("podd_directory_up", "Whether the directory could be read.")
+	latencyDesc     = describe("podd_directory_read_seconds", "How long the directory took to be read for this scrape.")
+	revisionDesc    = describe("podd_directory_revision", "Revision of the directory.")
+	repairedDesc    = describe("podd_reconcile_repairs_total", "Differences from the directory that were put right, by kind.", "kind")
+	failuresDesc    = describe("podd_reconcile_failures_total", "Attempts to do so that failed, by kind.", "kind")
+	certificateDesc = describe("podd_certificate_expiry_timestamp_seconds", "When podd's certificate ends, unless it is renewed.")
 )
 
 func describe(name, help string, labels ...string) *prometheus.Desc {
@@ -175,7 +179,7 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{podsDesc, heldDesc, runningDesc, queuedDesc, upDesc, latencyDesc, revisionDesc, repairedDesc, failuresDesc} {
+	for _, d := range []*prometheus.Desc{podsDesc, heldDesc, runningDesc, queuedDesc, upDesc, latencyDesc, revisionDesc, repairedDesc, failuresDesc, certificateDesc} {
 		out <- d
 	}
 }
@@ -190,6 +194,7 @@ func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(repairedDesc, prometheus.CounterValue, float64(repaired[kind]), string(kind))
 		out <- prometheus.MustNewConstMetric(failuresDesc, prometheus.CounterValue, float64(failed[kind]), string(kind))
 	}
+	gauge(certificateDesc, float64(c.certificateEnd().Unix()))
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	began := time.Now()

@@ -91,8 +91,10 @@ func TestStateMetrics(t *testing.T) {
 		drift: func() (repaired, failed map[driftKind]uint64) {
 			return map[driftKind]uint64{driftNetwork: 2}, map[driftKind]uint64{driftCRIU: 1}
 		},
+		certificateEnd: func() time.Time { return time.Unix(1800000000, 0) },
 	})
 	always := []string{
+		`podd_certificate_expiry_timestamp_seconds 1.8e+09`,
 		`podd_reconcile_repairs_total{kind="network"} 2`, `podd_reconcile_repairs_total{kind="host"} 0`, `podd_reconcile_failures_total{kind="criu"} 1`,
 	}
 	expectLines(t, scrape(t, m), append(always,

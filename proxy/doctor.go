@@ -41,6 +41,7 @@ func (p *Proxy) examine(ctx context.Context) (name string, facts []doctor.Facts)
 		doctor.LookAtSpace("the directory and credentials", p.StateDir),
 		doctor.LookAtMemory(),
 		p.lookAtDatapath(),
+		doctor.CertificateOf(p.cluster.Store.Leaf(), p.Name, "podproxy", p.cluster.Store.Info().Issuers),
 	}
 	began := time.Now()
 	_, err := p.dir.Cluster(ctx)

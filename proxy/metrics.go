@@ -82,7 +82,7 @@ func (m *metrics) query(a dns.Audience, rcode int) {
 }
 
 // watch adds what the data path, the view and the reconciler know themselves.
-func (m *metrics) watch(stats func() datapath.Stats, view func() *directory.View, oldestHold func() time.Duration) {
+func (m *metrics) watch(stats func() datapath.Stats, view func() *directory.View, oldestHold func() time.Duration, certificateEnd func() time.Time) {
 	gauge := func(name, help string, value func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
@@ -100,6 +100,8 @@ func (m *metrics) watch(stats func() datapath.Stats, view func() *directory.View
 	gauge("podproxy_hosts", "Hosts that labelled packets are accepted from.", func() float64 { return float64(stats().Hosts) })
 	counter("podproxy_switches_total", "Paths that were switched to another host.", func() float64 { return float64(stats().Switches) })
 	counter("podproxy_kernel_changes_total", "Changes made in the kernel.", func() float64 { return float64(stats().Changes) })
+	gauge("podproxy_certificate_expiry_timestamp_seconds", "When podproxy's certificate ends, unless it is renewed.",
+		func() float64 { return float64(certificateEnd().Unix()) })
 	gauge("podproxy_directory_revision", "Revision of the directory last seen.", func() float64 {
 		if v := view(); v != nil {
 			return float64(v.Revision)

@@ -107,7 +107,8 @@ func Run(ctx context.Context, config Config) error {
 	if p.ResyncInterval > 0 {
 		p.reconciler.interval, p.reconciler.resync = p.ResyncInterval, time.Now().Add(p.ResyncInterval)
 	}
-	p.metrics.watch(path.Stats, p.view.Load, p.reconciler.oldestHold)
+	p.metrics.watch(path.Stats, p.view.Load, p.reconciler.oldestHold,
+		func() time.Time { return p.cluster.Store.Leaf().NotAfter })
 	err = p.serve(ctx, names, local, api)
 	return errors.Join(err, path.Close())
 }
