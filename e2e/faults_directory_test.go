@@ -127,6 +127,7 @@ func (e *etcdCluster) start(t *testing.T, m *etcdMember) {
 		"--listen-client-urls", e.url("https", m.client), "--advertise-client-urls", e.url("https", m.client),
 		"--cert-file", filepath.Join(credentials, "certificate.pem"), "--key-file", filepath.Join(credentials, "key.pem"),
 		"--client-cert-auth", "--trusted-ca-file", filepath.Join(credentials, "authority.pem"),
+		"--client-cert-allowed-hostname", trust.DaemonName, "--tls-min-version", "TLS1.3",
 		"--listen-peer-urls", e.url("http", m.peer), "--initial-advertise-peer-urls", e.url("http", m.peer),
 		"--initial-cluster", strings.Join(all, ","), "--listen-metrics-urls", fmt.Sprintf("http://127.0.0.1:%d", m.metrics),
 		"--heartbeat-interval", "50", "--election-timeout", "500", "--log-level", "warn")

@@ -38,6 +38,7 @@ const faultRate = 128 << 10
 
 func newScene(t *testing.T) *scene {
 	t.Helper()
+	awaitHosts(t)
 	p := newLoadgen(t, "", "serve-tcp", "-listen", ":7000", "-rate", fmt.Sprint(faultRate))
 	old := workload.NewTCP(workload.TCPConfig{Address: p.awaitPort(7000), Dial: fromClient, Rate: faultRate, Seed: 1})
 	s := &scene{t: t, pod: p, old: old, connection: startLoad(t, old), command: make(chan result, 1)}
@@ -126,6 +127,7 @@ func (s *scene) requireOutcome(want recovery.Outcome) podView {
 	s.said.requireOrder(s.t, s.before, after)
 	requireClean(s.t, s.pod.name, after)
 
+	awaitHosts(s.t) // who was away may need a moment to be registered again
 	back := map[string]string{"a": "b", "b": "a"}[after.Host]
 	s.pod.move(back)
 	requireFlow(s.t, s.old, faultRate)
@@ -193,6 +195,21 @@ func awaitSettled(t *testing.T, p *testPod) podView {
 		return nil
 	})
 	return v
+}
+
+// awaitHosts waits until every host is known to be alive.
+func awaitHosts(t *testing.T) {
+	t.Helper()
+	until(t, "all hosts are alive", func() error {
+		var hosts []hostView
+		parseJSON(t, mustPodctl(t, "host", "ls", "-o", "json"), &hosts)
+		for _, h := range hosts {
+			if !h.Alive {
+				return fmt.Errorf("host %s counts as down", h.Name)
+			}
+		}
+		return nil
+	})
 }
 
 // requireFlow fails the test if nothing new comes through a connection, at a quarter of

@@ -74,7 +74,7 @@ func TestFaults(t *testing.T) {
 	for _, c := range recovery.Cells() {
 		byFault[c.Fault] = append(byFault[c.Fault], c)
 	}
-	few := map[recovery.Fault]int{recovery.Kill: 5, recovery.Stop: 2, recovery.Full: 3, recovery.Cut: 1}
+	few := map[recovery.Fault]int{recovery.Kill: 6, recovery.Stop: 1, recovery.Full: 3, recovery.Cut: 1}
 	for _, f := range recovery.Faults {
 		for _, c := range sample(byFault[f], few[f]) {
 			t.Run(c.String(), func(t *testing.T) { runCell(t, directory, c) })

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -11,7 +12,8 @@ import (
 )
 
 // TestPartitions makes two of those who take part in a move lose each other, and
-// nobody else: every pair with -faults, else one.
+// nobody else: every pair with -faults, else one. The directory has three
+// members, on one node; also its leader is made to change.
 func TestPartitions(t *testing.T) {
 	cells := recovery.Partitions()
 	if !*allFaults {
@@ -23,7 +25,7 @@ func TestPartitions(t *testing.T) {
 			}
 		}
 	}
-	directoryApart(t, 1)
+	directory := directoryApart(t, 3)
 	for _, c := range cells {
 		t.Run(c.String(), func(t *testing.T) {
 			s := newScene(t)
@@ -35,33 +37,27 @@ func TestPartitions(t *testing.T) {
 			s.requireTold(s.requireOutcome(c.Outcome).Host)
 		})
 	}
+	for _, moment := range sample(slices.Clone(recovery.PartitionMoments), 1) {
+		t.Run("leader change at "+moment, func(t *testing.T) { changeLeader(t, directory, moment) })
+	}
 }
 
-// TestLeaderChange kills the leader of a directory of three members in the
-// middle of moves. The other two elect another one, and nobody else notices.
-func TestLeaderChange(t *testing.T) {
-	cells := recovery.PartitionMoments
-	directory := directoryApart(t, 3)
-	for _, moment := range sample(append([]string(nil), cells...), 1) {
-		t.Run(moment, func(t *testing.T) {
-			s := newScene(t)
-			point := pointOf(t, moment)
-			s.begin(point, "stop")
-			leader := directory.leader(t)
-			directory.signal(t, leader, unix.SIGKILL)
-			resume(t, nodeOf(point))
-			s.await(0)
-			if now := directory.leader(t); now == leader {
-				t.Errorf("the leader is %s, which was killed", now.name)
-			}
-			directory.restart(t, leader)
-			until(t, "the member that was killed is back", func() error {
-				_, err := directory.ask(leader, "/health")
-				return err
-			})
-			s.requireTold(s.requireOutcome(recovery.Goes).Host)
-		})
+// changeLeader kills the leader of the directory in the middle of a move. The
+// other members elect another one, and nobody else notices.
+func changeLeader(t *testing.T, directory *etcdCluster, moment string) {
+	s := newScene(t)
+	point := pointOf(t, moment)
+	s.begin(point, "stop")
+	leader := directory.leader(t)
+	directory.signal(t, leader, unix.SIGKILL)
+	resume(t, nodeOf(point))
+	s.await(0)
+	if now := directory.leader(t); now == leader {
+		t.Errorf("the leader is %s, which was killed", now.name)
 	}
+	directory.restart(t, leader)
+	directory.awaitHealthy(t, leader)
+	s.requireTold(s.requireOutcome(recovery.Goes).Host)
 }
 
 // pointOf is where to stop a daemon at a moment.
