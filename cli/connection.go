@@ -156,7 +156,7 @@ func contextTarget(name, source string) (target, error) {
 	case ok:
 		return context.target(name)
 	case name == "" || name == defaultContext:
-		return target{addresses: []address{localAddress()}}, nil
+		return target{addresses: []address{localAddress(defaultSocket, proxySocket)}}, nil
 	}
 	return target{}, &hintedError{
 		fmt.Errorf("%w: context %q (from %s)", pod.ErrNotFound, name, source),
@@ -166,12 +166,12 @@ func contextTarget(name, source string) (target, error) {
 
 // localAddress is the socket of this machine's daemon: of podd, unless only
 // podproxy is here.
-func localAddress() address {
-	_, podd := os.Stat(defaultSocket)
-	if _, proxy := os.Stat(proxySocket); errors.Is(podd, fs.ErrNotExist) && proxy == nil {
-		return address{"unix", proxySocket}
+func localAddress(podd, podproxy string) address {
+	_, none := os.Stat(podd)
+	if _, err := os.Stat(podproxy); errors.Is(none, fs.ErrNotExist) && err == nil {
+		return address{"unix", podproxy}
 	}
-	return address{"unix", defaultSocket}
+	return address{"unix", podd}
 }
 
 // target reads the context's certificate, if it has one.

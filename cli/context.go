@@ -47,7 +47,7 @@ var contextListing = listing[contextView]{
 
 // views lists the contexts, the default one among them.
 func (c *config) views() []contextView {
-	all := map[string]contextConfig{defaultContext: {Host: localAddress().String()}}
+	all := map[string]contextConfig{defaultContext: {Host: localAddress(defaultSocket, proxySocket).String()}}
 	for name, context := range c.Contexts {
 		all[name] = context
 	}

@@ -183,6 +183,22 @@ func TestParseAddress(t *testing.T) {
 	}
 }
 
+// podd is asked by default, and podproxy where there is no podd.
+func TestLocalAddress(t *testing.T) {
+	dir := t.TempDir()
+	podd, podproxy := filepath.Join(dir, "podd.sock"), filepath.Join(dir, "podproxy.sock")
+	for _, test := range []struct{ made, want string }{{"", podd}, {podproxy, podproxy}, {podd, podd}} {
+		if test.made != "" {
+			if err := os.WriteFile(test.made, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := localAddress(podd, podproxy); got.location != test.want {
+			t.Errorf("with %q made: %s, want %s", test.made, got, test.want)
+		}
+	}
+}
+
 func TestConfigIsPrivateAndRestoresThePreviousContext(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_CONFIG_HOME", dir)

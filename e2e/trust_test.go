@@ -140,6 +140,20 @@ func TestNoCertificate(t *testing.T) {
 	}
 }
 
+// On the proxy's machine podctl knows the cluster, and says that it knows no pods.
+func TestProxySocket(t *testing.T) {
+	ask := func(args ...string) result {
+		cmd := podctlCommand(bounded(t), "a", args...)
+		cmd.Env = append(cmd.Env, "PODCTL_HOST=unix://"+theLab.Socket(lab.Proxy))
+		return run(t, cmd)
+	}
+	requireResult(t, ask("host", "ls"), 0, []string{"10.10.1.2", "alive"}, "host ls")
+	requireResult(t, ask("cluster", "status"), 0, []string{"local root (admin)", theLab.API(lab.Proxy).String()}, "cluster status")
+	requireResult(t, ask("cluster", "members"), 0, []string{"proxy"}, "cluster members")
+	requireResult(t, ask("ps"), codeError, []string{"podproxy knows the cluster", "--context"}, "ps")
+	requireResult(t, ask("run", "-d", "--name", "proxysocket", "--", "sleep", "inf"), codeError, []string{"podproxy knows the cluster"}, "run")
+}
+
 // requireUnauthenticated calls a procedure with an empty message, as the Connect
 // protocol does. To join is what all may try, but not without a token.
 func requireUnauthenticated(t *testing.T, client *http.Client, at netip.AddrPort, method protoreflect.MethodDescriptor) {
