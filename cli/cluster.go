@@ -56,7 +56,7 @@ machine is an admin.`,
 				subcommands: []*command{{
 					name: "rm", args: "NAME...", min: 1, max: unlimited, completes: []completer{completeUsers},
 					usage: "take users' certificates back", notFound: "podctl cluster members lists the users",
-					description: "Revokes the certificates of users: from now on every daemon refuses them. Calls\nthat are under way go on.",
+					description: "Revokes the certificates of users: from now on every daemon refuses them, and\nends the calls of theirs that are under way.",
 					examples:    []string{"podctl cluster user rm jane"},
 					action:      p.userRemove,
 				}},
