@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podd/lab"
+	"podd/pod"
 )
 
 // checkup is what the tests need of podctl doctor -o json.
@@ -169,6 +171,34 @@ func TestDoctor(t *testing.T) {
 		expectFinding(t, nil, "c", "podd", "error", "", "systemctl st")
 		expectFinding(t, []string{"a"}, "a", "hosts", "warning", "host c is down", "systemctl start podd   # on c")
 	})
+}
+
+// Whose packets are held is shown while they are, by every podd.
+func TestHeldIsShown(t *testing.T) {
+	s := newScene(t)
+	s.begin("target:"+string(pod.StageRestore), "stop")
+	until(t, "the hold is shown", func() error {
+		wide := mustPodctl(t, "ps", "-o", "wide")
+		inspected := mustPodctl(t, "inspect", s.pod.name)
+		metrics := fetchMetrics(t, "a")
+		header, _, _ := strings.Cut(wide, "\n")
+		switch {
+		case !strings.Contains(header, "HELD"):
+			return fmt.Errorf("no column HELD: %s", wide)
+		case !strings.Contains(inspected, "Packets held for:"):
+			return fmt.Errorf("inspect shows %s", inspected)
+		case !strings.Contains(metrics, "\npodd_pods_held 1\n"):
+			return errors.New("the metrics of a tell of no hold")
+		}
+		return nil
+	})
+	if err := theLab.Kill("b", unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	s.await(0)
+	if shown := mustPodctl(t, "inspect", s.pod.name); strings.Contains(shown, "held") {
+		t.Errorf("after the move inspect shows %s", shown)
+	}
 }
 
 // Metrics of podd count the moves that end.

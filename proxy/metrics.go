@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"math"
 	"strings"
 	"time"
 
@@ -95,6 +96,16 @@ func (m *metrics) watch(stats func() datapath.Stats, view func() *directory.View
 		func() float64 { return oldestHold().Seconds() })
 	gauge("podproxy_hold_queue_limit_bytes", "How much the kernel queues for one held pod before it drops the oldest packets.",
 		func() float64 { return vxlan.HoldQueueBytes })
+	if _, err := datapath.Discards(); err == nil {
+		counter("podproxy_neighbour_discards_total", "Packets the kernel has dropped, on the whole machine, because a held pod's queue was full or a neighbour did not answer.",
+			func() float64 {
+				n, err := datapath.Discards()
+				if err != nil {
+					return math.NaN()
+				}
+				return float64(n)
+			})
+	}
 	gauge("podproxy_devices", "Labelled devices.", func() float64 { return float64(stats().Devices) })
 	gauge("podproxy_devices_superseded", "Labelled devices about to be deleted.", func() float64 { return float64(stats().Superseded) })
 	gauge("podproxy_hosts", "Hosts that labelled packets are accepted from.", func() float64 { return float64(stats().Hosts) })

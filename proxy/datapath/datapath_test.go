@@ -93,3 +93,15 @@ func TestRulesHaveNoPods(t *testing.T) {
 		}
 	}
 }
+
+func TestParseDiscards(t *testing.T) {
+	const text = "entries  allocs unresolved_discards table_fulls\n00000003 00006f4d 00000011 00000000\n00000003 00006e38 0000000c 00000000\n"
+	if n, err := parseDiscards(text); err != nil || n != 0x11+0xc {
+		t.Errorf("got %d, %v", n, err)
+	}
+	for _, bad := range []string{"", "entries\n1\n", "entries unresolved_discards\n1\n", "unresolved_discards\nzz\n"} {
+		if _, err := parseDiscards(bad); err == nil {
+			t.Errorf("%q: no error", bad)
+		}
+	}
+}
