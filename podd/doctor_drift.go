@@ -56,18 +56,24 @@ func (f driftFacts) Judge() []doctor.Finding {
 	case f.report.err != nil:
 		findings = append(findings, doctor.Bad(check, "journalctl -u podd -n 50   # says what keeps it from it; it goes on trying", "this host could not be compared with the directory: %v", f.report.err))
 	}
+	subject := func(found drift) string {
+		if found.pod == "" {
+			return strings.TrimSpace(found.what)
+		}
+		return fmt.Sprintf("pod %s, epoch %d: %s", found.pod, found.epoch, strings.TrimSpace(found.what))
+	}
 	failing := map[string]drift{}
 	repaired := map[driftKind][]drift{}
 	for _, found := range f.report.recent {
 		age := f.now.Sub(found.at)
 		switch {
 		case found.err == nil:
-			delete(failing, found.what)
+			delete(failing, subject(found))
 			if age < driftFresh {
 				repaired[found.kind] = append(repaired[found.kind], found)
 			}
 		case age < 2*reconcileInterval:
-			failing[found.what] = found
+			failing[subject(found)] = found
 		}
 	}
 	for _, what := range slices.Sorted(maps.Keys(failing)) {
@@ -78,7 +84,7 @@ func (f driftFacts) Judge() []doctor.Finding {
 		last := repaired[kind][len(repaired[kind])-1]
 		findings = append(findings, doctor.Worry(check, "journalctl -u podd -g drift -n 50   # says when; nothing is left to be done, unless it comes again",
 			"%d of kind %s differed from the directory in the last %d minutes and %s put right, the last %s ago: %s", len(repaired[kind]), kind,
-			int(driftFresh.Minutes()), plural(len(repaired[kind]), "was", "were"), f.now.Sub(last.at).Round(time.Second), strings.TrimSpace(last.what)))
+			int(driftFresh.Minutes()), plural(len(repaired[kind]), "was", "were"), f.now.Sub(last.at).Round(time.Second), subject(last)))
 	}
 	if len(findings) == 0 {
 		var total uint64

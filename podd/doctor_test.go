@@ -32,7 +32,7 @@ func TestJudgements(t *testing.T) {
 		return driftFacts{now: now, report: driftReport{last: now, recent: recent, repaired: map[driftKind]uint64{driftNetwork: 3}}}
 	}
 	found := func(age time.Duration, err error) drift {
-		return drift{at: now.Add(-age), kind: driftNetwork, what: "network namespace of alice.3", err: err}
+		return drift{at: now.Add(-age), kind: driftNetwork, pod: "alice", epoch: 3, what: "a network namespace", err: err}
 	}
 	for _, c := range []struct {
 		facts    doctor.Facts
@@ -70,9 +70,9 @@ func TestJudgements(t *testing.T) {
 		{noProxy{errNoProxy}, doctor.Error, "proxy", "no proxy has joined", "podproxy --address"},
 
 		{drifted(), doctor.OK, "drift", "3 differences were put right", ""},
-		{drifted(found(time.Minute, nil)), doctor.Warning, "drift", "1 of kind network differed from the directory in the last 10 minutes and was put right, the last 1m0s ago: network namespace of alice.3", "journalctl -u podd"},
+		{drifted(found(time.Minute, nil)), doctor.Warning, "drift", "1 of kind network differed from the directory in the last 10 minutes and was put right, the last 1m0s ago: pod alice, epoch 3: a network namespace", "journalctl -u podd"},
 		{drifted(found(time.Hour, nil)), doctor.OK, "drift", "", ""},
-		{drifted(found(time.Second, errNo)), doctor.Error, "drift", "can't be put right: network namespace of alice.3: no", "fuser"},
+		{drifted(found(time.Second, errNo)), doctor.Error, "drift", "can't be put right: pod alice, epoch 3: a network namespace: no", "fuser"},
 		{drifted(found(5*time.Second, errNo), found(time.Second, nil)), doctor.Warning, "drift", "was put right", ""},
 		{drifted(found(time.Hour, errNo)), doctor.OK, "drift", "", ""},
 		{driftFacts{now: now}, doctor.Warning, "drift", "has not compared", "systemctl restart podd"},

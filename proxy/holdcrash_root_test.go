@@ -190,7 +190,7 @@ func TestKilledWhileHolding(t *testing.T) {
 				newcomer <- err
 			}()
 
-			wrong := func() uint64 { return 0 }
+			var wrong func() uint64
 			decide := func() {
 				t.Helper()
 				var err error
