@@ -10,12 +10,29 @@ import (
 type peerConn struct {
 	net.Conn
 	revocations *Revocations
-	noted       atomic.Bool // by Revocations.note
-	closed      bool        // guarded by Revocations.mu
+	noted       atomic.Bool  // by Revocations.note
+	closed      bool         // guarded by Revocations.mu
+	bulk        *bulkBuffers // nil for most
 }
 
 // NetConn is the connection itself, as for tls.Conn.
 func (c *peerConn) NetConn() net.Conn { return c.Conn }
+
+// Read implements net.Conn.
+func (c *peerConn) Read(p []byte) (int, error) {
+	if c.bulk != nil {
+		return c.bulk.reader.Read(p)
+	}
+	return c.Conn.Read(p)
+}
+
+// Write implements net.Conn.
+func (c *peerConn) Write(p []byte) (int, error) {
+	if c.bulk != nil {
+		return c.bulk.write(p)
+	}
+	return c.Conn.Write(p)
+}
 
 // Close implements net.Conn.
 func (c *peerConn) Close() error {

@@ -161,6 +161,7 @@ func (p *Peers) Dial(ctx context.Context, kind trust.Kind, name, protocol string
 	}
 	config := p.store.ClientTLS(trust.ServerName(kind, name))
 	config.NextProtos = []string{protocol}
+	config.DynamicRecordSizingDisabled = true // it is for browsers far away
 	inner := p.revocations.wrap(raw)
 	conn := tls.Client(inner, config)
 	err = conn.HandshakeContext(ctx)

@@ -102,6 +102,7 @@ func (g *Guard) newServer(handler http.Handler, l net.Listener) *http.Server {
 	}
 	protocols.SetHTTP2(true)
 	server.TLSConfig = g.store.ServerTLS()
+	server.TLSConfig.DynamicRecordSizingDisabled = true // it is for browsers far away
 	return server
 }
 

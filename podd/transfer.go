@@ -135,6 +135,7 @@ func askForTransfer(conn net.Conn, host string) (*transferConn, error) {
 	if err := request.Write(conn); err != nil {
 		return nil, fmt.Errorf("%w: asking host %s for a transfer: %w", pod.ErrUnavailable, host, err)
 	}
+	conn = daemon.Bulk(conn)
 	reader := bufio.NewReaderSize(conn, 256<<10)
 	response, err := http.ReadResponse(reader, request)
 	if err != nil {
@@ -196,7 +197,12 @@ func acceptTransfer(w http.ResponseWriter, r *http.Request) (t *transferConn, pe
 		conn.Close()
 		return nil, "", fmt.Errorf("taking over the connection of a transfer: %w", err)
 	}
-	reader := bufio.NewReaderSize(buffered.Reader, 256<<10)
+	if buffered.Reader.Buffered() > 0 {
+		conn.Close()
+		return nil, "", errors.New("a source that does not wait for the transfer to be accepted")
+	}
+	conn = daemon.Bulk(conn)
+	reader := bufio.NewReaderSize(conn, 256<<10)
 	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+transferProtocol+"\r\n\r\n"); err != nil {
 		conn.Close()
 		return nil, "", fmt.Errorf("accepting a transfer: %w", err)
