@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"podd/api/podd/v1/poddv1connect"
 	"podd/directory"
+	"podd/pod"
 	"podd/trust"
 )
 
@@ -54,7 +56,9 @@ func OpenCluster(ctx context.Context, o ClusterOptions) (_ *Cluster, err error) 
 		}
 	}()
 	o.Directory.Credentials = o.Store
-	if c.Directory, err = OpenDirectory(ctx, o.Directory); err != nil {
+	if c.Directory, err = OpenDirectory(ctx, o.Directory); errors.Is(err, pod.ErrDenied) {
+		return nil, fmt.Errorf("%w; if the cluster is to take this machine back, remove %s and start the daemon with --join and a new token of `podctl cluster join-token`", err, c.Store.Dir())
+	} else if err != nil {
 		return nil, err
 	}
 	c.Guard = NewGuard(c.Store, c.revocations, c.audit, o.Log)

@@ -116,13 +116,16 @@ func (i *issuer) matchToken(ctx context.Context, id, secretHash, key string, who
 		return who.Name, nil
 	}
 	t := tokens[n]
+	if t.Kind != who.Kind {
+		return "", fmt.Errorf("%w: the token admits a %s, not a %s", pod.ErrDenied, t.Kind, who.Kind)
+	}
 	if who.Name == "" {
 		who.Name = t.Name
 	}
 	if err := pod.ValidateName(who.Name); err != nil {
 		return "", err
 	}
-	if t.Kind != who.Kind || t.Name != "" && t.Name != who.Name {
+	if t.Name != "" && t.Name != who.Name {
 		return "", fmt.Errorf("%w: the token is for %s %s, not for %s %s", pod.ErrDenied, t.Kind, t.Name, who.Kind, who.Name)
 	}
 	if t.Name != "" || t.UsedBy == key {

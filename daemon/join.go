@@ -171,7 +171,7 @@ func reissue(store *trust.Store) error {
 func (m Membership) join(ctx context.Context) (*trust.Store, error) {
 	token, err := trust.ReadToken(m.Join, os.Stdin)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w, and can't join one: %w", trust.ErrNoMember, err)
 	}
 	if m.Name, err = Name(m.Name); err != nil {
 		return nil, fmt.Errorf("name: %w", err)

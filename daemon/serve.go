@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -93,8 +95,7 @@ func (g *Guard) newServer(handler http.Handler, l net.Listener) *http.Server {
 		Protocols:         protocols,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ConnContext:       connContext,
-		// A handler's panic is among what it says.
-		ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelWarn),
+		ErrorLog:          stdlog.New(serverLog{g.log}, "", 0),
 	}
 	if l.Addr().Network() == "unix" {
 		protocols.SetUnencryptedHTTP2(true)
@@ -104,6 +105,19 @@ func (g *Guard) newServer(handler http.Handler, l net.Listener) *http.Server {
 	server.TLSConfig = g.store.ServerTLS()
 	server.TLSConfig.DynamicRecordSizingDisabled = true // it is for browsers far away
 	return server
+}
+
+// serverLog takes what net/http has to say: a handler's panic is among it, and
+// every stranger who fails to shake hands, who must not fill the log.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Write(line []byte) (int, error) {
+	level, text := slog.LevelWarn, strings.TrimSpace(string(line))
+	if strings.HasPrefix(text, "http: TLS handshake error") {
+		level = slog.LevelDebug
+	}
+	l.log.Log(context.Background(), level, text)
+	return len(line), nil
 }
 
 // Serve serves what the guard lets through until ctx ends, then lets calls end

@@ -50,6 +50,14 @@ func (s *trustService) daemons(ctx context.Context) (issuers, podds []netip.Addr
 			issuers = append(issuers, p.API)
 		}
 	}
+	if s.issuer != nil {
+		// It may not have registered yet.
+		for _, text := range s.store.Info().Issuers {
+			if a, err := netip.ParseAddrPort(text); err == nil && !slices.Contains(issuers, a) {
+				issuers = append(issuers, a)
+			}
+		}
+	}
 	for _, h := range hosts {
 		if h.Issuer {
 			issuers = append(issuers, h.API)
