@@ -76,7 +76,7 @@ func (c *client) passing(ctx context.Context, name string, err error) bool {
 	}
 	response, getErr := c.pods.GetPod(ctx, connect.NewRequest(&poddv1.GetPodRequest{Pod: name}))
 	if getErr != nil {
-		return c.unreachable.Load() != nil // podd restarts
+		return c.unreachable.Load() != nil && !c.refused.Load() // podd restarts
 	}
 	switch pod.Phase(response.Msg.GetPod().GetPhase()) {
 	case pod.PhaseFailed:

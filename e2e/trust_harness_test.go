@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -110,11 +111,16 @@ func (u *remoteUser) String() string { return "user " + u.name }
 // podctl runs podctl at the client, with the user's certificate.
 func (u *remoteUser) podctl(args ...string) result {
 	u.t.Helper()
+	return run(u.t, u.command(args...))
+}
+
+func (u *remoteUser) command(args ...string) *exec.Cmd {
+	u.t.Helper()
 	program := filepath.Join(binDir, "podctl")
 	argv := append([]string{"lab", "exec", lab.Client, "--", program, "--context", "site"}, args...)
 	cmd := podctlCommand(bounded(u.t), "a", argv...)
 	cmd.Env = append(os.Environ(), "PODCTL_HOST=", "PODCTL_CONTEXT=", "XDG_CONFIG_HOME="+u.config)
-	return run(u.t, cmd)
+	return cmd
 }
 
 // must is podctl that has to succeed; it returns standard output.

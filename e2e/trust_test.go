@@ -87,6 +87,24 @@ func TestRoles(t *testing.T) {
 	viewer.refused([]string{"revoked", "podctl context add"}, "ps")
 }
 
+// A revocation reaches who is connected already, also by way of another podd.
+func TestRevocationEndsCalls(t *testing.T) {
+	p := newPodOn(t, "b", "", "--", "sh", "-euc", counter)
+	operator := newRemoteUser(t, trust.RoleOperator)
+	cmd := operator.command("logs", "-f", p.name)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	logs := follow(t, cmd)
+	logs.await("logs -f", 10)
+	mustPodctl(t, "--socket", theLab.Socket(lab.Proxy), "cluster", "user", "rm", operator.name)
+	for logs.read("logs -f") {
+	}
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != codeError || !strings.Contains(stderr.String(), "revoked") {
+		t.Errorf("logs -f of a revoked user ends with %v and says %q", err, stderr.String())
+	}
+	mustPodctl(t, "exec", p.name, "--", "true")
+}
+
 // Without a certificate a daemon tells how it is, and nothing else.
 func TestNoCertificate(t *testing.T) {
 	client := tlsClient(lab.Client, anonymous())
