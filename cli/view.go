@@ -20,7 +20,7 @@ type podView struct {
 	Name   string    `json:"name"`
 	Phase  pod.Phase `json:"phase"`
 	Reason string    `json:"reason,omitempty"`
-	// ExitCode is present when the main command has ended.
+	// ExitCode is present when the main command has ended by itself.
 	ExitCode *int   `json:"exitCode,omitempty"`
 	Host     string `json:"host"`
 	bindingView
@@ -57,7 +57,8 @@ func viewPod(message *poddv1.Pod) podView {
 		Name: p.Name(), Phase: p.Phase, Reason: p.Reason, Host: p.Binding.Host, bindingView: viewBinding(message.GetBinding()),
 		Move: p.Move, CreatedAt: p.CreatedAt, StartedAt: p.StartedAt, StoppedAt: p.StoppedAt, Spec: p.Spec,
 	}
-	if p.Phase == pod.PhaseStopped {
+	// One that was written into a file has not ended by itself.
+	if p.Phase == pod.PhaseStopped && p.Reason == "" {
 		v.ExitCode = &p.ExitCode
 	}
 	if message.GetHeld() {

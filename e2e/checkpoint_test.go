@@ -282,6 +282,49 @@ func TestCheckpointRecipients(t *testing.T) {
 	}
 }
 
+// Volumes whose policy says so are in the file. A directory of the host is not
+// overwritten.
+func TestCheckpointVolumes(t *testing.T) {
+	shared := t.TempDir()
+	if err := os.WriteFile(filepath.Join(shared, "file"), []byte("from the host\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	server := newPod(t, "", "-v", "own:/own", "-v", shared+":/copied:copy", "--", "sh", "-euc", "echo own > /own/file; sleep 1000")
+	path := server.write("pod.podd")
+	requireRefused(t, codeError, []string{"can't be restored", shared + " is not empty"}, "restore", "--host", "b", path)
+	if err := os.Rename(shared, shared+".old"); err != nil {
+		t.Fatal(err)
+	}
+	mustPodctl(t, "restore", "-q", "--host", "b", path)
+	if got := server.shell("cat /own/file /copied/file"); got != "own\nfrom the host" {
+		t.Errorf("the volumes have %q", got)
+	}
+}
+
+// Who may not run such a pod may not restore it.
+func TestRestoreRoles(t *testing.T) {
+	operator, viewer := newRemoteUser(t, trust.RoleOperator), newRemoteUser(t, trust.RoleViewer)
+	private := newShell(t, "private", "sleep 1000")
+	path := filepath.Join(t.TempDir(), "pod.podd")
+	requireResult(t, viewer.podctl("checkpoint", private.name, "-o", path), codeError, []string{"permission denied", "CheckpointPod"}, "a viewer's checkpoint")
+	if r := operator.podctl("checkpoint", private.name, "-q", "-o", path); r.code != 0 {
+		t.Fatalf("an operator's checkpoint: %s", r.stderr)
+	}
+	requireResult(t, viewer.podctl("restore", path), codeError, []string{"permission denied", "RestorePod"}, "a viewer's restore")
+	requireResult(t, operator.podctl("restore", "--force-new-identity", "--name", private.name+"-copy", path), codeError,
+		[]string{"permission denied", "new identity"}, "an operator's copy")
+	if r := operator.podctl("restore", "-q", path); r.code != 0 {
+		t.Errorf("an operator's restore: %s", r.stderr)
+	}
+	if said := viewer.podctl("checkpoint", "inspect", path); !strings.Contains(said.stdout, "verified: host a") {
+		t.Errorf("a viewer sees\n%s%s", said.stdout, said.stderr)
+	}
+	exposed := newPod(t, "exposed", "-v", t.TempDir()+":/srv", "--", "sleep", "1000")
+	path = exposed.write("exposed.podd")
+	requireResult(t, operator.podctl("restore", path), codeError, []string{"permission denied", "directories of a host"}, "an operator's restore of a pod with a directory of the host")
+	requireTidy(t)
+}
+
 // stalled is a checkpoint whose file nobody takes.
 type stalled struct {
 	cmd *exec.Cmd

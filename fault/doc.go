@@ -11,4 +11,6 @@
 // stages: "source:restore-asked", when the target may commit any time,
 // "source:committed", when the source has heard of the commit, and
 // "target:committed", when the pod is the target's but does not run yet.
+// Checkpoint files have "checkpoint:frozen" and "checkpoint:confirmed",
+// "restore:unpacked" and "restore:committed".
 package fault

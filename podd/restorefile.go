@@ -3,13 +3,11 @@ package podd
 import (
 	"bufio"
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
@@ -19,7 +17,6 @@ import (
 	"podd/archive"
 	"podd/daemon"
 	"podd/pod"
-	"podd/trust"
 )
 
 // A checkpoint file that comes to be restored is hostile until all of it is
@@ -47,7 +44,7 @@ func (s *podService) RestorePod(ctx context.Context, stream *connect.ClientStrea
 	// What was received is the daemon's: it is not to be half a pod.
 	s.d.tasks.Add(1)
 	defer s.d.tasks.Done()
-	file, err := s.d.receiveFile(&messageReader{stream: stream})
+	file, err := s.d.receiveFile(ctx, &messageReader{stream: stream})
 	if err != nil {
 		return nil, err
 	}
@@ -85,13 +82,13 @@ func (r *messageReader) Read(p []byte) (int, error) {
 
 // receiveFile spools a checkpoint file and verifies everything that can be
 // verified without regard to this host. On an error nothing is left.
-func (d *Daemon) receiveFile(r io.Reader) (_ *restoredFile, err error) {
+func (d *Daemon) receiveFile(ctx context.Context, r io.Reader) (_ *restoredFile, err error) {
 	buffered := bufio.NewReaderSize(r, 256<<10)
 	f := &restoredFile{}
 	if f.envelope, err = archive.ReadEnvelope(buffered); err != nil {
 		return nil, err
 	}
-	if err := f.envelope.Verify(d.verifySigner(f.envelope.Header.Host)); err != nil {
+	if err := f.envelope.Verify(d.verifySigner(ctx, f.envelope.Header.Host)); err != nil {
 		return nil, err
 	}
 	// Before it has to travel.
@@ -123,21 +120,6 @@ func (d *Daemon) receiveFile(r io.Reader) (_ *restoredFile, err error) {
 func (f *restoredFile) close(d *Daemon) {
 	if err := errors.Join(f.spool.Close(), os.Remove(f.spool.Name())); err != nil {
 		d.log.Error("removing a spooled checkpoint file failed", "error", err)
-	}
-}
-
-// verifySigner accepts the certificate of a host of this cluster: of the one
-// that the file says has written it.
-func (d *Daemon) verifySigner(host string) archive.VerifyChain {
-	return func(chain []byte, at time.Time) (*x509.Certificate, error) {
-		identity, leaf, err := d.cluster.Store.VerifyChain(chain, at)
-		if err != nil {
-			return nil, err
-		}
-		if identity.Kind != trust.KindHost || identity.Name != host {
-			return nil, fmt.Errorf("%w: %s has signed for host %s", pod.ErrUntrusted, identity, host)
-		}
-		return leaf, nil
 	}
 }
 
