@@ -60,8 +60,15 @@ func (s *server) MovePod(ctx context.Context, r *connect.Request[poddv1.MovePodR
 		return err
 	}
 	target := r.Msg.GetTarget()
-	if target == "odd" {
+	switch target {
+	case "odd":
 		return fmt.Errorf("%w: 2 things can't be carried", pod.ErrBlocked)
+	case "mute":
+		if err := stream.Send(&poddv1.MovePodResponse{Stage: string(pod.StagePreflight)}); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return ctx.Err()
 	}
 	s.mu.Lock()
 	m := &pod.Move{
@@ -156,8 +163,8 @@ func (s *server) GetMove(_ context.Context, r *connect.Request[poddv1.GetMoveReq
 	return connect.NewResponse(&poddv1.GetMoveResponse{Move: api.MoveToProto(m)}), nil
 }
 
-// lingering are targets that no move gets to by itself; they are not listed.
-var lingering = []string{"slow", "busy", "hasty"}
+// To "mute" it does not even get an ID. lingering are targets that no move gets to by itself; they are not listed.
+var lingering = []string{"slow", "busy", "hasty", "mute"}
 
 // linger does not go on with a move until somebody cancels it, or tries to.
 func (s *server) linger(ctx context.Context, m *pod.Move, r *poddv1.MovePodRequest, stream *connect.ServerStream[poddv1.MovePodResponse]) error {

@@ -81,6 +81,18 @@ func TestSecondInterruptLeaves(t *testing.T) {
 	o.finish(128 + int(unix.SIGINT))
 }
 
+// A move that has no ID yet can't be cancelled, only left.
+func TestInterruptsBeforeTheMove(t *testing.T) {
+	_, socket := startSleeper(t)
+	o := startOnTerminal(t, "--socket", socket, "move", "p", "mute")
+	o.expect("preflight")
+	o.interrupt()
+	o.expect("having the move undone")
+	o.interrupt()
+	o.expect("the move had not begun; podd gives it up")
+	o.finish(128 + int(unix.SIGINT))
+}
+
 // Whoever only waits for a move does not end it.
 func TestInterruptedWait(t *testing.T) {
 	s, socket := startSleeper(t)

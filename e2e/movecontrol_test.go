@@ -4,10 +4,14 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"podd/e2e/workload"
 	"podd/fault/recovery"
@@ -184,6 +188,33 @@ func TestInterruptedMove(t *testing.T) {
 	}
 	l.requireUndone(t)
 	l.finish(t)
+}
+
+// A move whose ID nobody was told is given up when its caller goes away.
+func TestInterruptedPreflight(t *testing.T) {
+	p := newBystander(t)
+	file := filepath.Join(theLab.RunDir("b"), "faults")
+	if err := os.WriteFile(file, []byte("target:preflight stop\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { theLab.Kill("b", unix.SIGCONT); os.Remove(file) })
+	term := startOnTerminal(t, podctlCommand(bounded(t), "a", "move", p.name, "b"))
+	term.expect("preflight")
+	awaitStopped(t, "b")
+	term.keys("\x03")
+	term.expect("having the move undone")
+	term.keys("\x03")
+	term.expect("the move had not begun; podd gives it up")
+	if code := term.wait(); code != 130 {
+		t.Errorf("exit code %d; want 130", code)
+	}
+	resume(t, "b")
+	p.requireUndisturbed(t)
+	if moves := journal(t, p.name); len(moves) > 0 {
+		t.Errorf("a move was opened: %+v", moves)
+	}
+	p.move("b")
+	p.conn.ask("moved")
 }
 
 // A move that takes longer than its user allows is undone, with all bytes of
