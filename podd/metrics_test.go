@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"podd/directory"
 	"podd/pod"
@@ -108,25 +109,25 @@ func TestStateMetrics(t *testing.T) {
 	}
 }
 
-// TestMetricNames: units and suffixes as Prometheus' conventions have them, and a
-// help text for everything.
+// TestMetricNames: names, units and help texts as promtool wants them.
 func TestMetricNames(t *testing.T) {
 	m := newMetrics(&Daemon{})
-	descriptions := make(chan *prometheus.Desc, 100)
-	go func() {
-		defer close(descriptions)
-		for _, c := range []prometheus.Collector{m.moves, m.stages, m.freeze, m.total, m.bytes, &stateCollector{}} {
-			c.Describe(descriptions)
-		}
-	}()
-	for d := range descriptions {
-		var name, help string
-		if _, err := fmt.Sscanf(d.String(), "Desc{fqName: %q, help: %q", &name, &help); err != nil {
-			t.Fatalf("%s: %v", d, err)
-		}
-		counter := strings.Contains("podd_moves_total podd_move_bytes_total podd_reconcile_repairs_total podd_reconcile_failures_total", name)
-		if !strings.HasPrefix(name, "podd_") || counter != strings.HasSuffix(name, "_total") || !strings.HasSuffix(help, ".") || strings.Contains(name, "millis") {
-			t.Errorf("%s: %s", name, help)
-		}
+	m.moveEnded(outcomeDone, &pod.Receipt{Stages: []pod.StageTime{{Stage: pod.StageDump}}})
+	m.registry.Unregister(&stateCollector{})
+	m.registry.MustRegister(&stateCollector{
+		view:           func(context.Context) (*directory.View, error) { return &directory.View{}, nil },
+		drift:          func() (repaired, failed map[driftKind]uint64) { return nil, nil },
+		certificateEnd: time.Now,
+	})
+	text := scrape(t, m)
+	if !strings.Contains(text, "# HELP podd_pods ") || !strings.Contains(text, "# HELP podd_move_stage_seconds ") {
+		t.Fatalf("metrics are missing in\n%s", text)
+	}
+	problems, err := promlint.New(strings.NewReader(text)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
 }

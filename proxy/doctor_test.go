@@ -2,10 +2,15 @@ package proxy
 
 import (
 	"errors"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"podd/directory"
 	"podd/doctor"
 	"podd/proxy/datapath"
 )
@@ -31,5 +36,24 @@ func TestJudgeDatapath(t *testing.T) {
 		if f.Severity != c.severity || !strings.Contains(f.Detail, c.says) || !strings.Contains(f.Remedy, c.remedy) || (f.Remedy == "") != (f.Severity == doctor.OK) {
 			t.Errorf("%+v: found %+v", c.facts, f)
 		}
+	}
+}
+
+// TestMetricNames: names, units and help texts as promtool wants them.
+func TestMetricNames(t *testing.T) {
+	m := newMetrics()
+	m.watch(func() datapath.Stats { return datapath.Stats{} }, func() *directory.View { return nil }, func() time.Duration { return 0 }, time.Now)
+	m.holdEnded("committed", time.Second)
+	w := httptest.NewRecorder()
+	promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if !strings.Contains(w.Body.String(), "# HELP podproxy_hold_oldest_seconds ") {
+		t.Fatalf("metrics are missing in\n%s", w.Body)
+	}
+	problems, err := promlint.New(w.Body).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
 }
