@@ -196,7 +196,7 @@ func TestHeldIsShown(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.await(0)
-	if shown := mustPodctl(t, "inspect", s.pod.name); strings.Contains(shown, "held") {
+	if shown := mustPodctl(t, "inspect", s.pod.name); strings.Contains(shown, "Packets held") {
 		t.Errorf("after the move inspect shows %s", shown)
 	}
 }
