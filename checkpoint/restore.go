@@ -44,7 +44,10 @@ type RestoreOptions struct {
 	// ExternalMounts finds the keys of DumpOptions.ExternalMounts: from the
 	// key to a path on this host.
 	ExternalMounts map[string]string
-	Hooks          RestoreHooks
+	// Policy is what the images may make at most. Nil means that they come
+	// from where nobody else could write.
+	Policy *Policy
+	Hooks  RestoreHooks
 	// Log overrides the engine's.
 	Log *slog.Logger
 }
@@ -56,6 +59,9 @@ type Restore struct {
 	options RestoreOptions
 	op      *operation
 	worker  *worker
+	// verified is what Verify found.
+	verify   sync.Once
+	verified error
 
 	mu    sync.Mutex
 	state restoreState
@@ -166,7 +172,23 @@ func (r *Restore) Run(ctx context.Context) (pid int, err error) {
 	return r.pid, nil
 }
 
+// Verify compares the images, which must be complete, with the policy. Run does
+// it if it has not been done; before that it can go on beside something else.
+func (r *Restore) Verify() error {
+	r.verify.Do(func() {
+		if r.options.Policy != nil {
+			begin := time.Now()
+			r.verified = r.options.Policy.Verify(r.options.ImagesDir)
+			r.log.Debug("images are verified", "duration", time.Since(begin), "error", r.verified)
+		}
+	})
+	return r.verified
+}
+
 func (r *Restore) run(ctx context.Context) error {
+	if err := r.Verify(); err != nil {
+		return err
+	}
 	if err := rearmTimers(r.options.ImagesDir); err != nil {
 		return err
 	}

@@ -17,9 +17,12 @@ import (
 func init() { runtime.LockOSThread() }
 
 // Init must be the first thing the program does. libcontainer starts the
-// program anew, with the argument "init", as the first process of a container;
-// for that one Init does not return.
+// program anew, with the argument "init", as the first process of a container,
+// and filterProgram does with another argument; for these Init does not return.
 func Init() {
+	if len(os.Args) > 1 && os.Args[1] == filterArg && os.Getenv(filterVariable) != "" {
+		os.Exit(showFilter())
+	}
 	if len(os.Args) > 1 && os.Args[1] == "init" && os.Getenv("_LIBCONTAINER_INITPIPE") != "" {
 		libcontainer.Init()
 	}

@@ -220,9 +220,13 @@ func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Contai
 		return nil, fmt.Errorf("making a directory for images: %w", err)
 	}
 	nsPath := d.netnsPath(container.Name(), container.Epoch())
+	policy, err := restorePolicy(container)
+	if err != nil {
+		return nil, err
+	}
 	return d.engine.PrepareRestore(ctx, checkpoint.RestoreOptions{
 		ImagesDir: images, WorkDir: work, Root: container.Root(), NetNS: nsPath,
-		ExternalMounts: container.ExternalMounts(),
+		ExternalMounts: container.ExternalMounts(), Policy: policy,
 		Hooks: checkpoint.RestoreHooks{
 			JoinCgroup: container.JoinCgroup,
 			Adopt: func(pid int) error {
@@ -248,8 +252,10 @@ func (m *targetMove) finish(ctx context.Context) error {
 	}
 	// Nobody but overlay may write to its layers once it is mounted, so this
 	// waits for the last file.
+	verified := make(chan error, 1)
+	go func() { verified <- m.restore.Verify() }()
 	err := m.container.Mount()
-	if err != nil {
+	if err := errors.Join(<-verified, err); err != nil {
 		return err
 	}
 	// Nobody changes the records while the pod is frozen.

@@ -1,0 +1,59 @@
+//go:build root
+
+package namespace
+
+import (
+	"bytes"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"podd/pod"
+)
+
+// What a pod may be at most is what a new pod is.
+func TestConfinement(t *testing.T) {
+	r := openRuntime(t, testOptions(t))
+	c, err := r.Prepare(testContext(t), Config{Spec: pod.Spec{Name: "alice", Image: "host", NoNewPrivileges: true, PIDs: 7, Command: []string{"true"}}, Epoch: 1, NetNS: "/proc/self/ns/net"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Destroy(testContext(t)); err != nil {
+			t.Error(err)
+		}
+	})
+	confined, err := c.Confinement()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !confined.NoNewPrivileges || confined.PIDs != 7 || confined.Capabilities != 0x800405fb {
+		t.Errorf("got %+v", confined)
+	}
+	if n := len(confined.SystemCallFilter); n < 1000 || n%8 != 0 {
+		t.Errorf("the filter has %d bytes", n)
+	}
+	again, err := readFilter()
+	if err != nil || len(again) != len(confined.SystemCallFilter) || !bytes.Equal(again[64:], confined.SystemCallFilter[64:]) {
+		t.Errorf("the filter is another the second time (%v)", err)
+	}
+	found := map[string]ConfinedMount{}
+	for _, m := range confined.Mounts {
+		if _, ok := found[m.Destination]; ok {
+			t.Errorf("%s is there twice", m.Destination)
+		}
+		found[m.Destination] = m
+	}
+	for _, want := range []ConfinedMount{
+		{"/proc", "proc", "/", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, false},
+		{"/sys", "sysfs", "/", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_RDONLY, false},
+		{"/proc/sys", "proc", "/sys", unix.MS_RDONLY, true},
+		{"/dev", "", "", unix.MS_NOSUID, false},
+		{"/proc/no-such-thing", "", "", 0, false},
+	} {
+		got, ok := found[want.Destination]
+		if ok != (want.Destination != "/proc/no-such-thing") || ok && got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
+}
