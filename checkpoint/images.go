@@ -12,6 +12,8 @@ import (
 	"os"
 	"regexp"
 	"sort"
+
+	"podd/reserve"
 )
 
 // The image stream carries the files of a directory:
@@ -27,6 +29,10 @@ const imageStreamMagic = "PODDIMG1"
 
 // maxManifest bounds the manifest. An entry is about 130 bytes.
 const maxManifest = 16 << 20
+
+// imageStep is how much of an image is written between two looks at what space is
+// left, in bytes.
+const imageStep = 4 << 20
 
 // imageName is what CRIU's image files are called. Only such files are sent
 // and received: no directories, no hidden files, no logs.
@@ -185,11 +191,12 @@ func receiveImages(ctx context.Context, r io.Reader, root *os.Root, limits Image
 	if err := m.check(limits); err != nil {
 		return stats, err
 	}
+	var room reserve.Meter
 	for _, f := range m.Files {
 		if err := ctx.Err(); err != nil {
 			return stats, err
 		}
-		if err := receiveFile(r, root, f); err != nil {
+		if err := receiveFile(r, root, f, &room); err != nil {
 			return stats, fmt.Errorf("%s: %w", f.Name, err)
 		}
 		stats.Files++
@@ -245,15 +252,25 @@ func (m manifest) check(limits ImageLimits) error {
 	return nil
 }
 
-func receiveFile(r io.Reader, root *os.Root, file manifestFile) (err error) {
+func receiveFile(r io.Reader, root *os.Root, file manifestFile, room *reserve.Meter) (err error) {
 	f, err := root.OpenFile(file.Name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	h := sha256.New()
-	if _, err := io.CopyN(io.MultiWriter(f, h), r, file.Size); err != nil {
-		return noEOF(err)
+	files := int64(1)
+	for left := file.Size; ; {
+		n := min(left, imageStep)
+		if err := room.Add(int(f.Fd()), n, files); err != nil {
+			return fmt.Errorf("%w: %w", ErrLimit, err)
+		}
+		if _, err := io.CopyN(io.MultiWriter(f, h), r, n); err != nil {
+			return noEOF(err)
+		}
+		if left, files = left-n, 0; left == 0 {
+			break
+		}
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != file.SHA256 {
 		return fmt.Errorf("%w: its digest is %s, not %s", ErrCorrupt, got, file.SHA256)

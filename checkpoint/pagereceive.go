@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"podd/reserve"
 )
 
 const (
@@ -81,6 +83,7 @@ type pageReceiver struct {
 	limits PageLimits
 	stats  PageStats
 	opened map[uint64]bool
+	room   reserve.Meter
 
 	// The image being written. CRIU dumps one after the other.
 	image   uint64
@@ -227,6 +230,9 @@ func (p *pageReceiver) writeEntry(b []byte) error {
 }
 
 func (p *pageReceiver) flushPages() error {
+	if err := p.room.Add(int(p.pages.Fd()), int64(len(p.buf)), 1); err != nil {
+		return fmt.Errorf("%w: %w", ErrLimit, err)
+	}
 	_, err := p.pages.Write(p.buf)
 	p.buf = p.buf[:0]
 	return err

@@ -106,6 +106,9 @@ func (a *applier) data(off uint64, data []byte) error {
 	if a.s.written += int64(len(data)); a.s.written > a.s.limits.Bytes {
 		return fmt.Errorf("%w: more than %d bytes of content", ErrLimit, a.s.limits.Bytes)
 	}
+	if err := a.s.room.Add(a.root, int64(len(data)), 0); err != nil {
+		return fmt.Errorf("%w: %w", ErrLimit, err)
+	}
 	a.stats.Content += int64(len(data))
 	return a.pwrite(int64(off), data)
 }
@@ -167,7 +170,7 @@ func (a *applier) node(name string, format, rdev uint64) error {
 	case format == unix.S_IFIFO || format == unix.S_IFSOCK:
 		rdev = 0
 	case format == unix.S_IFCHR && rdev == 0: // overlay's whiteout
-	case (format == unix.S_IFCHR || format == unix.S_IFBLK) && a.t.Devices:
+	case format == unix.S_IFCHR && a.t.Devices && containerDevice(rdev):
 	default:
 		return fmt.Errorf("%w: %q: a node of type %#o, device %d:%d, is not allowed in tree %q",
 			ErrStream, a.join(name), format, unix.Major(rdev), unix.Minor(rdev), a.t.Name)
@@ -175,6 +178,22 @@ func (a *applier) node(name string, format, rdev uint64) error {
 	return a.replace("creating node", name, func() error {
 		return unix.Mknodat(a.dir, name, uint32(format)|0o600, int(rdev))
 	})
+}
+
+// containerDevice reports whether a character device is one of those that every
+// container has (OCI runtime specification, "Default Devices"), or whose use the
+// kernel leaves to everyone: null, zero, full, random, urandom, tty, ptmx. Others
+// would be the host's.
+func containerDevice(rdev uint64) bool {
+	switch unix.Major(rdev) {
+	case 1:
+		minor := unix.Minor(rdev)
+		return minor == 3 || minor == 5 || minor >= 7 && minor <= 9
+	case 5:
+		minor := unix.Minor(rdev)
+		return minor == 0 || minor == 2
+	}
+	return false
 }
 
 func (a *applier) link(name, old string) error {

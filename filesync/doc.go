@@ -9,9 +9,9 @@
 // Regular files (only the blocks that changed, holes stay holes),
 // directories, symbolic links, FIFOs, sockets, overlay whiteouts (character
 // device 0:0), other device nodes where a tree allows them, hard links within
-// a tree, owners, modes, modification times and all extended attributes, which
-// is how POSIX ACLs, file capabilities and overlay's opaque and redirect marks
-// travel. Not carried: overlay's host-bound attributes (see carriedXattr),
+// a tree, owners, modes, modification times and those extended attributes that a
+// pod can set or cause (see carriedXattr): the user's, POSIX ACLs, file
+// capabilities and overlay's opaque mark. Not carried: what belongs to the host,
 // access times, and the inode flags of chattr(1).
 //
 // # What counts as changed

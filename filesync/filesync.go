@@ -16,8 +16,8 @@ type Tree struct {
 
 // Options say how a tree is treated. Both ends should have the same.
 type Options struct {
-	// Devices allows device nodes other than overlay's whiteouts. Without it
-	// either end fails on one.
+	// Devices allows the device nodes that every container has. Either end
+	// fails on others, and without it on any but overlay's whiteouts.
 	Devices bool
 	// Entry, when not empty, limits the tree to this one entry of Path (and
 	// what is below it) and leaves Path's own metadata alone: it is how a

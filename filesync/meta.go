@@ -25,6 +25,9 @@ func (a *applier) xattr(name, value string) error {
 	if len(name) > maxName || strings.IndexByte(name, 0) >= 0 || !carriedXattr(name) {
 		return fmt.Errorf("%w: extended attribute %q is not allowed", ErrStream, name)
 	}
+	if name == overlayOpaque && value != "y" {
+		return fmt.Errorf("%w: extended attribute %q is %q", ErrStream, name, value)
+	}
 	if len(value) > maxXattrValue {
 		return fmt.Errorf("%w: extended attribute %q of %d bytes; at most %d are allowed", ErrStream, name, len(value), maxXattrValue)
 	}

@@ -110,12 +110,13 @@ func TestRootMetadata(t *testing.T) {
 		os.Chown(path, 1234, 4321),
 		unix.Setxattr(path, "security.capability", []byte(capability), 0),
 		unix.Setxattr(path, "system.posix_acl_access", []byte(acl), 0),
-		unix.Setxattr(path, "trusted.other", []byte("t"), 0),
 		unix.Chmod(path, 0o6775),
 		os.Symlink("/anywhere", filepath.Join(src, "link")),
-		unix.Lsetxattr(filepath.Join(src, "link"), "trusted.onlink", []byte("l"), 0),
 		os.Lchown(filepath.Join(src, "link"), 5, 6))
-	for _, name := range hostBoundXattrs {
+	for _, name := range []string{
+		"trusted.overlay.origin", "trusted.overlay.uuid", "trusted.overlay.nlink", "trusted.overlay.impure",
+		"trusted.overlay.redirect", "trusted.overlay.metacopy", "trusted.other",
+	} {
 		do(t, unix.Setxattr(path, name, []byte("bound"), 0))
 	}
 	p := newPair(t, src, dst, Options{})
@@ -124,7 +125,7 @@ func TestRootMetadata(t *testing.T) {
 	names := make([]byte, 4096)
 	n, err := unix.Listxattr(filepath.Join(dst, "dir/file"), names)
 	do(t, err)
-	if got := string(names[:n]); !strings.Contains(got, "security.capability") || strings.Contains(got, "trusted.overlay") {
+	if got := string(names[:n]); !strings.Contains(got, "security.capability") || strings.Contains(got, "trusted.") {
 		t.Errorf("the sink's file has attributes %q", got)
 	}
 	// Through a mapping, which leaves everything but the content alone.
@@ -144,7 +145,7 @@ func TestRootDevices(t *testing.T) {
 	src, dst := dirs(t, memoryDir(t))
 	do(t,
 		unix.Mknod(filepath.Join(src, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))),
-		unix.Mknod(filepath.Join(src, "loop"), unix.S_IFBLK|0o660, int(unix.Mkdev(7, 0))))
+		unix.Mknod(filepath.Join(src, "tty"), unix.S_IFCHR|0o666, int(unix.Mkdev(5, 0))))
 	p := newPair(t, src, dst, Options{Devices: true})
 	p.pass(false)
 	requireEqual(t, src, dst)
@@ -156,6 +157,38 @@ func TestRootDevices(t *testing.T) {
 	source := NewSource([]Tree{{Name: "tree", Path: src}}, slog.New(slog.DiscardHandler))
 	if _, err := source.Sync(context.Background(), new(bytes.Buffer), false); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("devices where none are allowed: error %v", err)
+	}
+}
+
+// Where devices are allowed, those of the host are not.
+func TestRootHostDevices(t *testing.T) {
+	requireRoot(t)
+	for name, node := range map[string]struct {
+		format       uint32
+		major, minor uint32
+	}{
+		"memory":  {unix.S_IFCHR, 1, 1},
+		"log":     {unix.S_IFCHR, 1, 11},
+		"console": {unix.S_IFCHR, 5, 1},
+		"disk":    {unix.S_IFBLK, 8, 0},
+		"null":    {unix.S_IFBLK, 1, 3},
+	} {
+		src, dst := dirs(t, memoryDir(t))
+		rdev := unix.Mkdev(node.major, node.minor)
+		do(t, unix.Mknod(filepath.Join(src, name), node.format|0o600, int(rdev)))
+		tree := []Tree{{Name: "tree", Path: src, Options: Options{Devices: true}}}
+		if _, err := NewSource(tree, slog.New(slog.DiscardHandler)).Sync(context.Background(), new(bytes.Buffer), false); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("%s at the source: error %v", name, err)
+		}
+		tree[0].Path = dst
+		var stream bytes.Buffer
+		e := newEncoder(&stream)
+		e.begin().string("tree").bool(true).send(frameTree)
+		e.begin().string(name).uint(uint64(node.format)).uint(rdev).send(frameNode)
+		do(t, e.finish())
+		if _, err := NewSink(tree, Limits{}, slog.New(slog.DiscardHandler)).Apply(context.Background(), &stream); !errors.Is(err, ErrStream) {
+			t.Errorf("%s at the sink: error %v", name, err)
+		}
 	}
 }
 

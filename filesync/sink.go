@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podd/reserve"
 )
 
 // Sink applies passes to trees. It is used by one goroutine at a time.
@@ -23,6 +25,7 @@ type Sink struct {
 	log    *slog.Logger
 	// created and written count against the limits.
 	created, written int64
+	room             reserve.Meter
 	err              error
 }
 
@@ -221,6 +224,9 @@ func (a *applier) nameFrame(kind byte, f fields) error {
 	if kind != frameRemove {
 		if a.s.created++; a.s.created > a.s.limits.Entries {
 			return fmt.Errorf("%w: more than %d entries", ErrLimit, a.s.limits.Entries)
+		}
+		if err := a.s.room.Add(a.root, 0, 1); err != nil {
+			return fmt.Errorf("%w: %w", ErrLimit, err)
 		}
 		delete(a.t.stale, a.join(name))
 		a.stats.Changed++

@@ -52,6 +52,11 @@ var hostileFrames = map[string]func(e *encoder){
 	"huge file":          func(e *encoder) { e.begin().string("h").uint(1 << 62).bool(true).send(frameFile) },
 	"attribute name":     func(e *encoder) { e.begin().string("system.other").string("v").send(frameXattr) },
 	"overlay origin":     func(e *encoder) { e.begin().string("trusted.overlay.origin").string("v").send(frameXattr) },
+	"overlay redirect":   func(e *encoder) { e.begin().string("trusted.overlay.redirect").string("/root").send(frameXattr) },
+	"overlay metacopy":   func(e *encoder) { e.begin().string("trusted.overlay.metacopy").string("").send(frameXattr) },
+	"overlay opaqueness": func(e *encoder) { e.begin().string("trusted.overlay.opaque").string("x").send(frameXattr) },
+	"host's attribute":   func(e *encoder) { e.begin().string("trusted.other").string("v").send(frameXattr) },
+	"security label":     func(e *encoder) { e.begin().string("security.selinux").string("v").send(frameXattr) },
 	"attribute size":     func(e *encoder) { e.begin().string("user.x").string(strings.Repeat("v", 65<<10)).send(frameXattr) },
 	"attribute dangling": func(e *encoder) { e.begin().string("user.x").string("v").send(frameXattr) },
 	"mode": func(e *encoder) {

@@ -106,7 +106,7 @@ func (p *pass) entry(d *node, dirfd int, rawName []byte) error {
 	if now.format() == unix.S_IFDIR {
 		return p.dirEntry(d, n, name)
 	}
-	if f := now.format(); (f == unix.S_IFCHR || f == unix.S_IFBLK) && !now.whiteout() && !p.t.Devices {
+	if f := now.format(); (f == unix.S_IFCHR || f == unix.S_IFBLK) && !now.whiteout() && !(p.t.Devices && f == unix.S_IFCHR && containerDevice(now.rdev)) {
 		return fmt.Errorf("device node %q: %w", filepath.Join(p.t.Path, d.join(name)), ErrUnsupported)
 	}
 	return p.fileEntry(&file{d: d, dirfd: dirfd, name: name, begin: begin,

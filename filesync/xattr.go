@@ -16,30 +16,27 @@ type xattr struct {
 	value []byte
 }
 
-// hostBoundXattrs are what overlayfs notes about the very file systems its
-// layers are on. On another host they make the mount, or look-ups of file
-// handles in it, fail with ESTALE; it makes new ones as it needs them.
-var hostBoundXattrs = []string{
-	"trusted.overlay.origin", "trusted.overlay.uuid", "trusted.overlay.nlink", "trusted.overlay.impure",
-}
+// overlayOpaque marks a directory of a layer that hides those below. It is the one
+// attribute of overlayfs that is part of what a pod did to its files.
+const overlayOpaque = "trusted.overlay.opaque"
+
+// fileCapability is what setcap(8) sets.
+const fileCapability = "security.capability"
 
 // carriedXattr reports whether an extended attribute is part of what is
-// carried: those of the portable name spaces, less the host-bound ones.
+// carried: what a pod may set itself, and overlayfs for it. In the name spaces
+// trusted and security that is one each: what else is there belongs to the host,
+// as labels of its security modules do, or would let whoever sends it choose
+// which of the host's files a pod sees (trusted.overlay.redirect and .metacopy).
 func carriedXattr(name string) bool {
-	if slices.Contains(hostBoundXattrs, name) {
-		return false
-	}
 	switch name {
-	case "system.posix_acl_access", "system.posix_acl_default":
+	case "system.posix_acl_access", "system.posix_acl_default", fileCapability, overlayOpaque:
 		return true
 	}
-	for _, space := range []string{"user.", "trusted.", "security."} {
-		if strings.HasPrefix(name, space) && len(name) > len(space) {
-			return true
-		}
-	}
-	return false
+	return len(name) > len(userSpace) && strings.HasPrefix(name, userSpace)
 }
+
+const userSpace = "user."
 
 // listXattrs returns the names of path's carried attributes, sorted.
 func listXattrs(path string, follow bool) ([]string, error) {

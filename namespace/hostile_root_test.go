@@ -89,6 +89,48 @@ func TestHostileUpper(t *testing.T) {
 	}
 }
 
+// Nor can it, by the marks of overlayfs, make a pod see files of the host that are
+// hidden from it.
+func TestHostileOverlay(t *testing.T) {
+	secrets := filepath.Join("/root", unique())
+	if err := os.Mkdir(secrets, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(secrets) })
+	if err := os.WriteFile(filepath.Join(secrets, "key"), []byte("hidden"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := openRuntime(t, testOptions(t))
+	config := testConfig(t, "true")
+	config.Restore = true
+	c, err := r.Prepare(testContext(t), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, file := filepath.Join(c.paths.upper, "dir"), filepath.Join(c.paths.upper, "file")
+	for _, err := range []error{
+		os.Mkdir(dir, 0o755),
+		unix.Setxattr(dir, "trusted.overlay.redirect", []byte(secrets), 0),
+		os.WriteFile(file, make([]byte, 6), 0o644),
+		unix.Setxattr(file, "trusted.overlay.redirect", []byte(filepath.Join(secrets, "key")), 0),
+		unix.Setxattr(file, "trusted.overlay.metacopy", nil, 0),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Mount(); err != nil {
+		t.Fatal(err)
+	}
+	// The kernel refuses such files; that they are what they seem would do.
+	if data, err := os.ReadFile(filepath.Join(c.Root(), "dir/key")); err == nil {
+		t.Errorf("the pod's directory has the host's file: %q", data)
+	}
+	if data, err := os.ReadFile(filepath.Join(c.Root(), "file")); err == nil && strings.Contains(string(data), "hidden") {
+		t.Errorf("the pod's file is the host's: %q", data)
+	}
+}
+
 // System calls that a pod must not make, or that CRIU could not dump, fail as
 // programs expect them to.
 func TestSystemCallFilter(t *testing.T) {

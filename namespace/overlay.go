@@ -27,10 +27,12 @@ func (c *Container) Mount() error {
 
 // mountOverlay stacks lower, topmost first. index and nfs_export give files
 // stable handles, which CRIU needs for inotify watches and for open files that
-// were deleted. Devices work only in /dev, which is not on the overlay.
+// were deleted. Devices work only in /dev, which is not on the overlay. Marks in
+// the upper layer that would show other files of the lower one are not followed,
+// for it may come from elsewhere: the host's image is the host itself.
 func mountOverlay(lower []string, upper, work, target string) error {
 	options := func(lower []string) string {
-		return fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,index=on,nfs_export=on", strings.Join(lower, ":"), upper, work)
+		return fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,index=on,nfs_export=on,redirect_dir=nofollow,metacopy=off", strings.Join(lower, ":"), upper, work)
 	}
 	data := options(lower)
 	if len(data) >= os.Getpagesize() {
