@@ -29,8 +29,8 @@ podinit:
     @mkdir -p bin
     {{env("CC", "cc")}} -static -O2 -Wall -Wextra -o bin/podinit namespace/podinit/podinit.c
 
-# All checks: lint, unit tests, the model of a move, tests that need root, end-to-end tests
-test: lint test-unit model test-root test-e2e
+# All checks: lint, unit tests, a little fuzzing, the model of a move, tests that need root, end-to-end tests
+test: lint test-unit (fuzz "2s") model test-root test-e2e
 
 # Unit tests, as an ordinary user, with the race detector
 test-unit *packages="./...":
@@ -55,6 +55,10 @@ faults *args: build
 soak *args: build
     go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -exec '{{sudo}}' \
         -run '^TestSoak$' -v ./e2e -soak.time 10m -soak.pods 20 {{args}}
+
+# Feed every parser of what comes from outside with any bytes, each for a while
+fuzz time="5s":
+    hack/fuzz.sh {{time}}
 
 # Check the protocol of a move with spin, in every order of events; model/README.md explains it
 model *args:

@@ -4,8 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -75,4 +80,75 @@ func FuzzUnpackEntries(f *testing.F) {
 		}
 		fuzzUnpack(t, makeTar(t, entries...))
 	})
+}
+
+// FuzzArchive reads what a tar archive says of images.
+func FuzzArchive(f *testing.F) {
+	f.Add(makeTar(f, entry{name: "oci-layout", content: `{"imageLayoutVersion":"1.0.0"}`}, entry{name: "index.json", content: `{"manifests":[]}`}))
+	f.Add(makeTar(f, entry{name: "manifest.json", content: `[{"Config":"c.json","RepoTags":["a:b"],"Layers":["l.tar"]}]`},
+		entry{name: "c.json", content: `{"rootfs":{"type":"layers","diff_ids":["sha256:00"]}}`}, entry{name: "l.tar", typ: tar.TypeSymlink, link: "../../l.tar"}))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		path := filepath.Join(t.TempDir(), "image.tar")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		a, err := openArchive(context.Background(), path, t.TempDir(), 1<<20)
+		if err != nil {
+			return
+		}
+		defer a.close()
+		checkSources(t, a)
+	})
+}
+
+// files is an archive of the files in it.
+type files map[string]string
+
+func (a files) open(name string) (io.ReadCloser, error) {
+	content, ok := a[clean(name)]
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	return io.NopCloser(strings.NewReader(content)), nil
+}
+
+func (a files) close() error { return nil }
+
+// FuzzLayout reads an OCI layout. In the index "@" stands for the digest of the
+// manifest, in the manifest for that of the configuration, so that the parsers
+// behind the digests are reached.
+func FuzzLayout(f *testing.F) {
+	const index = `{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"@","size":10,"annotations":{"org.opencontainers.image.ref.name":"a"}}]}`
+	const manifest = `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"@","size":2},"layers":[]}`
+	f.Add(index, manifest, `{"architecture":"amd64","os":"linux","config":{"Env":["A=b"],"Cmd":["x"]},"rootfs":{"type":"layers","diff_ids":[]}}`)
+	f.Add(index, index, `{}`)
+	f.Fuzz(func(t *testing.T, index, manifest, config string) {
+		a := files{"oci-layout": `{"imageLayoutVersion":"1.0.0"}`}
+		put := func(content string) string {
+			h := sha256.Sum256([]byte(content))
+			digest := hex.EncodeToString(h[:])
+			a["blobs/sha256/"+digest] = content
+			return "sha256:" + digest
+		}
+		manifest = strings.ReplaceAll(manifest, "@", put(config))
+		a["index.json"] = strings.ReplaceAll(index, "@", put(manifest))
+		checkSources(t, a)
+	})
+}
+
+// checkSources reads an archive and uses what was found in it as an import does.
+func checkSources(t *testing.T, a archive) {
+	found, err := readArchive(a, "base", 1<<20)
+	if err != nil {
+		return
+	}
+	source, names, err := choose(found, "", "base")
+	if err != nil {
+		return
+	}
+	for _, name := range names {
+		if name == "" {
+			t.Errorf("a source %+v without a name", source)
+		}
+	}
 }
