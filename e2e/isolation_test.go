@@ -4,16 +4,22 @@ package e2e
 
 import (
 	_ "embed"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"podd/lab"
+	"podd/pod"
 	"podd/vnet"
+	"podd/vnet/vxlan"
 )
 
 //go:embed testdata/escape.py
@@ -21,6 +27,14 @@ var escapeProgram string
 
 //go:embed testdata/spoof.py
 var spoofProgram string
+
+// walls are what a pod cannot do, each a section of escape.py. What takes more
+// than one pod is in the other tests here: TestSpoofing, TestForgedLabels,
+// TestLimitsHold.
+var walls = []string{
+	"see or signal others", "mount", "enter namespaces", "reach the kernel", "load BPF", "use io_uring", "change limits",
+	"use devices", "read the host's files", "sniff", "change the network", "reach hosts and directory",
+}
 
 // Root in a pod sees and reaches nothing of the host, of other pods and of the
 // cluster's own machinery; neither when the pod is new nor after a move.
@@ -46,7 +60,7 @@ func TestIsolation(t *testing.T) {
 		forbid(theLab.Address(host), 7443, 2379, 22)
 	}
 	forbid(theLab.Address(lab.Proxy), 7444, 2379, 2380, 53)
-	forbid(gateway, 7444, 2379, 2380, 22)
+	forbid(gateway, 7443, 7444, 2379, 2380, 22)
 	allowed := []string{
 		theLab.Address(lab.Client).String() + ":7001",
 		neighbour.public(7000),
@@ -62,16 +76,23 @@ func TestIsolation(t *testing.T) {
 		t.Errorf("the main command has no system call filter:\n%s", before)
 	}
 	attempt := func(where string) {
-		t.Helper()
-		lines := strings.Split(p.exec(argv...), "\n")
-		last := len(lines) - 1
-		if !strings.HasPrefix(lines[last], "tried ") {
-			t.Fatalf("%s: the attempts did not come to their end: %s", where, lines)
+		output := p.exec(argv...)
+		for _, wall := range walls {
+			t.Run(strings.ReplaceAll(wall+" "+where, " ", "-"), func(t *testing.T) {
+				tried := 0
+				for line := range strings.Lines(output) {
+					if what, ok := strings.CutPrefix(line, wall+": "); ok {
+						t.Error(strings.TrimSpace(what))
+					}
+					if count, ok := strings.CutPrefix(line, wall+" tried "); ok {
+						tried, _ = strconv.Atoi(strings.TrimSpace(count))
+					}
+				}
+				if tried == 0 {
+					t.Errorf("nothing was tried: %s", output)
+				}
+			})
 		}
-		for _, line := range lines[:last] {
-			t.Errorf("%s: %s", where, line)
-		}
-		t.Logf("%s: %s", where, lines[last])
 	}
 	attempt("in a new pod")
 	p.move("b")
@@ -137,6 +158,92 @@ func TestSpoofing(t *testing.T) {
 	}
 	for where, s := range sniffers {
 		s.requireNone(t, "forged packets at "+where)
+	}
+}
+
+// Packets of the overlay itself, made by a pod, are not taken for those of a host:
+// the label in them could be any pod's.
+func TestForgedLabels(t *testing.T) {
+	p := newPython(t, "", "inmate", 7000)
+	neighbour := newPython(t, "neighbour", "neighbour", 7000)
+	p.awaitPort(7000)
+	neighbour.awaitPort(7000)
+	other := neighbour.inspect()
+	client := theLab.Address(lab.Client)
+	const port = 7779
+	forged := func(packet packet) bool { return packet.incoming && packet.toPort == port }
+	path := fmt.Sprintf("%s/netns/%s-%d", theLab.RunDir("a"), neighbour.name, other.Epoch)
+	victim := sniff(t, path, vnet.NIC, forged)
+	honest := sniff(t, path, vnet.NIC, func(packet packet) bool { return packet.incoming && packet.toPort == port+1 })
+	uplinks := map[string]*sniffer{}
+	for _, node := range []string{"a", "b", lab.Client} {
+		uplinks[node] = sniff(t, theLab.Namespace(node), "uplink", forged)
+	}
+	// The inner packets go both ways: to the neighbour, and out as if from it.
+	for _, inner := range []struct {
+		from, to       netip.Addr
+		fromMAC, toMAC net.HardwareAddr
+		label          pod.Label
+	}{
+		{client, other.VirtualAddress, vxlan.ProxyMAC, vxlan.PodMAC, other.Label},
+		{other.VirtualAddress, client, vxlan.PodMAC, vxlan.ProxyMAC, other.Label},
+		{other.VirtualAddress, client, vxlan.PodMAC, vxlan.ProxyMAC, p.inspect().Label},
+	} {
+		frame := vxlanFrame(inner.label, inner.fromMAC, inner.toMAC, ipv4(unix.IPPROTO_UDP, inner.from, inner.to, datagram(port, port)))
+		for _, outer := range []netip.Addr{theLab.Address("a"), theLab.Address("b"), theLab.Address(lab.Proxy), netip.MustParseAddr("169.254.1.1"), other.VirtualAddress, other.PublicAddress} {
+			p.exec("/usr/bin/python3", "-c", `import socket, sys
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(bytes.fromhex(sys.argv[2]), (sys.argv[1], int(sys.argv[3])))`,
+				outer.String(), hex.EncodeToString(frame), fmt.Sprint(vxlan.DefaultPort))
+		}
+	}
+	// An honest datagram by the same way: when it has arrived, the others would have.
+	until(t, "an honest datagram has arrived", func() error {
+		p.exec("/usr/bin/python3", "-c", `import socket, sys
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"honest", (sys.argv[1], int(sys.argv[2])))`, other.VirtualAddress.String(), fmt.Sprint(port+1))
+		if honest.matched() == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	victim.requireNone(t, "forged packets at the neighbour")
+	for node, s := range uplinks {
+		s.cancel()
+		s.done.Wait()
+		if n := s.matched(); n > 0 {
+			t.Errorf("%d inner packets left the overlay at %s: %v", n, node, s.examples)
+		}
+	}
+}
+
+// vxlanFrame is the payload of a datagram of VXLAN (RFC 7348, section 5).
+func vxlanFrame(label pod.Label, from, to net.HardwareAddr, packet []byte) []byte {
+	b := []byte{8, 0, 0, 0}
+	b = binary.BigEndian.AppendUint32(b, uint32(label)<<8)
+	b = append(append(b, to...), from...)
+	return append(binary.BigEndian.AppendUint16(b, unix.ETH_P_IP), packet...)
+}
+
+//go:embed testdata/exceed.py
+var exceedProgram string
+
+// A pod gets no more of the machine than its limits say, neither when it is new
+// nor after a move.
+func TestLimitsHold(t *testing.T) {
+	p := newPod(t, "", "--memory", "96m", "--pids", "40", "--cpus", "0.25", "--", "/usr/bin/python3", "-c", pythonServer, "inmate", "7000")
+	address := p.awaitPort(7000)
+	alive := dialLines(t, address)
+	for _, where := range []string{"in a new pod", "in a moved pod"} {
+		for limit, want := range map[string]string{"memory": "killed", "pids": "refused", "cpu": "within"} {
+			if got := p.exec("/usr/bin/python3", "-c", exceedProgram, limit); got != want {
+				t.Errorf("%s: %s: %s, want %s", where, limit, got, want)
+			}
+		}
+		if got := alive.ask("alive"); !strings.HasSuffix(got, " alive") {
+			t.Errorf("%s the main command answers %q", where, got)
+		}
+		if p.inspect().Host == "a" {
+			p.move("b")
+		}
 	}
 }
 
