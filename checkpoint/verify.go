@@ -66,8 +66,8 @@ const defaultThreads = 1 << 16
 var plainImages = regexp.MustCompile(`^(` + strings.Join([]string{
 	`fs-\d+`, `pagemap-\d+`, `pagemap-shmem-\d+`, `pages-\d+`, `pipes-data`, `fifo-data`, `sk-queues`,
 	`utsns-\d+`, `timens-\d+`, `ipcns-(var|shm|msg|sem)-\d+`, `posix-timers-\d+`, `remap-fpath`, `filelocks`,
-	`memfd`, `tty-data`, `tcp-stream-[0-9a-f]+`, `stats-(dump|restore)`,
-}, "|") + `)\.img$`)
+	`memfd`, `tty-data`, `tcp-stream-[0-9a-f]+`,
+}, "|") + `)\.img$|^stats-(dump|restore)$`)
 
 // verifier holds what the images of one pod say.
 type verifier struct {
@@ -147,9 +147,6 @@ func (v *verifier) list() error {
 
 // workName is the directory that podd keeps CRIU's log in.
 const workName = "work"
-
-// has reports whether there is an image of that name.
-func (v *verifier) has(name string) bool { return slices.Contains(v.names, name) }
 
 // checkOthers looks at every file by its name: each is either plain or was
 // looked at, or is looked at here.

@@ -31,11 +31,14 @@ var openKinds = map[criufiles.FdTypes]bool{
 	criufiles.FdTypes_UNIXSK: true, criufiles.FdTypes_EVENTFD: true, criufiles.FdTypes_EVENTPOLL: true, criufiles.FdTypes_INOTIFY: true,
 	criufiles.FdTypes_SIGNALFD: true, criufiles.FdTypes_TTY: true, criufiles.FdTypes_NETLINKSK: true, criufiles.FdTypes_NS: true,
 	criufiles.FdTypes_TIMERFD: true, criufiles.FdTypes_MEMFD: true,
+	pidfd: true,
 }
 
+// pidfd is FD_TYPES__PIDFD, which go-criu does not know yet.
+const pidfd criufiles.FdTypes = 20
+
 func (v *verifier) checkFile(f *criufiles.FileEntry) error {
-	// The type CRIU goes by; an unknown one is PIDFD, for others are refused.
-	if f.Type != nil && !openKinds[f.GetType()] {
+	if !openKinds[f.GetType()] {
 		return fmt.Errorf("%w: it is of type %s", ErrForbidden, f.GetType())
 	}
 	if f.Psk != nil || f.Tunf != nil || f.Ext != nil || f.Bpf != nil || f.Ffy != nil {
@@ -115,7 +118,7 @@ func checkSocketOptions(o *skopts.SkOptsEntry) error {
 // must be known.
 func (v *verifier) checkDescriptors(name string) error {
 	return readAll(v, name, "FDINFO", func(d *criufiles.FdinfoEntry) error {
-		if d.Type != nil && !openKinds[d.GetType()] {
+		if !openKinds[d.GetType()] {
 			return fmt.Errorf("%w: %s: descriptor %d is of type %s", ErrForbidden, name, d.GetFd(), d.GetType())
 		}
 		return nil

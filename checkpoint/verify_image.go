@@ -113,15 +113,8 @@ var laterFields = map[protoreflect.FullName]map[protowire.Number]func(value []by
 	"task_core_entry": {22: nil},                                // membarrier_registration_mask
 	"ip_opts_entry":   {6: nil, 7: nil},                         // tos, ttl
 	"inet_sk_entry":   {20: nil},                                // tcp_opts
-	"file_entry":      {1: isPIDFD, 22: nil},                    // type, pidfd
-	"fdinfo_entry":    {3: isPIDFD},                             // type
+	"file_entry":      {22: nil},                                // pidfd
 	"inventory_entry": {12: emptyMessage, 13: nil, 14: isZero},  // plugins_entry, dump_criu_run_id, allow_uprobes
-}
-
-// isPIDFD says that an enumeration has the value FD_TYPES__PIDFD.
-func isPIDFD(value []byte) bool {
-	n, size := protowire.ConsumeVarint(value)
-	return size == len(value) && n == 20
 }
 
 func isZero(value []byte) bool {
