@@ -21,6 +21,9 @@ type routes interface {
 	podHost(ctx context.Context, pod string) (host string, err error)
 	// hostAPI is the address of a host's API, for people.
 	hostAPI(ctx context.Context, host string) (address string, err error)
+	// servesHere says that a call about another host, or a pod there, is
+	// served by this podd all the same.
+	servesHere(request *http.Request, host string) bool
 	// issuer is a daemon that has the cluster's authority.
 	issuer(ctx context.Context) (trust.Identity, error)
 }
@@ -89,9 +92,15 @@ func (r *router) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	switch {
 	case err != nil:
 		r.fail(w, request, err)
-	case to.who == r.self:
+	case to.who == r.self, to.who.Kind == trust.KindHost && r.routes.servesHere(request, to.who.Name):
 		r.local.ServeHTTP(w, request)
 	default:
+		if to.who.Kind == trust.KindHost {
+			if to.address, err = r.routes.hostAPI(ctx, to.who.Name); err != nil {
+				r.fail(w, request, err)
+				return
+			}
+		}
 		r.forward.ServeHTTP(w, request.WithContext(context.WithValue(ctx, targetKey{}, to)))
 	}
 }
@@ -110,8 +119,5 @@ func (r *router) find(ctx context.Context, route string) (to target, err error) 
 			return to, err
 		}
 	}
-	if to.who != r.self {
-		to.address, err = r.routes.hostAPI(ctx, to.who.Name)
-	}
-	return to, err
+	return to, nil
 }

@@ -87,6 +87,9 @@ func (c *routedCluster) hostAPI(_ context.Context, name string) (string, error) 
 	return "", fmt.Errorf("host %s: %w", name, pod.ErrNotFound)
 }
 
+// servesHere is true for pods of the host "gone".
+func (c *routedCluster) servesHere(_ *http.Request, host string) bool { return host == "gone" }
+
 func (c *routedCluster) issuer(context.Context) (trust.Identity, error) { return host("b"), nil }
 
 // admin calls hosts as an admin does.
@@ -110,7 +113,11 @@ func (c *routedCluster) stopPod(t *testing.T, host, name string) error {
 
 func TestRouterFindsTheHost(t *testing.T) {
 	c := newRoutedCluster(t, "a", "b")
-	c.pods["alice"], c.pods["bob"] = "a", "b"
+	c.pods["alice"], c.pods["bob"], c.pods["carol"] = "a", "b", "gone"
+	if err := c.stopPod(t, "a", "carol"); !strings.Contains(err.Error(), "served by a") {
+		t.Errorf("what a serves in place of another: %v", err)
+	}
+	delete(c.pods, "carol")
 	for name, host := range c.pods {
 		for _, asked := range []string{"a", "b"} {
 			// The error crosses with its kind and its words.
