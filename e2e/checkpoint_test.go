@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 
 	"podd/archive"
 	"podd/e2e/workload"
+	"podd/lab"
 	"podd/pod"
 	"podd/trust"
 )
@@ -279,6 +281,28 @@ func TestCheckpointRecipients(t *testing.T) {
 	mustPodctl(t, "restore", "-q", "--identity", identity, "--host", "c", path)
 	if now := server.inspect(); now.Host != "c" || now.Phase != pod.PhaseRunning {
 		t.Errorf("the pod is %+v", now)
+	}
+}
+
+// New connections come all the time.
+func TestCheckpointBusyListener(t *testing.T) {
+	server := newPython(t, "", "python", 7000)
+	address := server.awaitPort(7000)
+	var dialers []*background
+	for range 4 {
+		dialers = append(dialers, keepDoing(t, func(int) error {
+			conn, err := theLab.Dial(context.Background(), lab.Client, "tcp", address)
+			if err != nil {
+				return err
+			}
+			return conn.Close()
+		}))
+	}
+	for range 5 {
+		server.write("pod.podd", "--leave-running")
+	}
+	for _, d := range dialers {
+		d.stop()
 	}
 }
 

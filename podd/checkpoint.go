@@ -290,10 +290,8 @@ func (c *podCheckpoint) take(ctx context.Context) error {
 	}
 	c.spool = filepath.Join(c.d.spoolDir(), "checkpoint-"+c.id)
 	c.images = filepath.Join(c.d.imagesDir(), "checkpoint-"+c.id)
-	for _, dir := range []string{c.spool, filepath.Join(c.images, "work")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("making a directory for the checkpoint: %w", err)
-		}
+	if err := os.MkdirAll(c.spool, 0o700); err != nil {
+		return fmt.Errorf("making a directory for the checkpoint: %w", err)
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"podd/checkpoint"
@@ -36,23 +38,18 @@ func (c *podCheckpoint) freeze(ctx context.Context) error {
 			break
 		}
 	}
-	memory, err := os.OpenFile(c.memoryPath(), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("spooling memory: %w", err)
-	}
-	defer memory.Close()
-	if err := c.prepareDump(ctx, memory); err != nil {
-		return err
-	}
 	if err := c.pod.container.CloseSessions(ctx); err != nil {
 		return err
 	}
-	if err := c.drain(ctx); err != nil {
-		return err
-	}
-	c.createdAt = time.Now().UTC()
-	if _, err := c.dump.Run(ctx); err != nil {
-		return err
+	for attempt := 1; ; attempt++ {
+		err := c.dumpMemory(ctx)
+		if err == nil {
+			break
+		}
+		if attempt == dumpAttempts || !inFlight(err) {
+			return err
+		}
+		c.log.Info("a connection was made to the pod when it froze; trying again", "error", err)
 	}
 	if err := fault.At("checkpoint:frozen", nil); err != nil {
 		return err
@@ -64,8 +61,50 @@ func (c *podCheckpoint) freeze(ctx context.Context) error {
 		return err
 	}
 	// An error of a disk that comes late comes here.
-	if err := errors.Join(spooled.Close(), memory.Close()); err != nil {
-		return fmt.Errorf("spooling the pod: %w", err)
+	if err := spooled.Close(); err != nil {
+		return fmt.Errorf("spooling files: %w", err)
+	}
+	return nil
+}
+
+// dumpAttempts is how often a dump is tried that a new connection spoils: unlike
+// in a move, nobody holds them off.
+const dumpAttempts = 5
+
+// inFlight reports whether a dump failed because of a connection that no program
+// has accepted yet (criu/sk-inet.c, can_dump_inet_sk).
+func inFlight(err error) bool {
+	var criu *checkpoint.CRIUError
+	return errors.As(err, &criu) && slices.ContainsFunc(criu.Lines, func(line string) bool {
+		return strings.Contains(line, "In-flight connection")
+	})
+}
+
+// dumpMemory dumps the pod, which is frozen and held then. On an error it runs.
+func (c *podCheckpoint) dumpMemory(ctx context.Context) error {
+	if err := os.RemoveAll(c.images); err != nil {
+		return fmt.Errorf("spooling memory: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Join(c.images, "work"), 0o700); err != nil {
+		return fmt.Errorf("spooling memory: %w", err)
+	}
+	memory, err := os.OpenFile(c.memoryPath(), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("spooling memory: %w", err)
+	}
+	defer memory.Close()
+	if err := c.prepareDump(ctx, memory); err != nil {
+		return err
+	}
+	if err := c.drain(ctx); err != nil {
+		return err
+	}
+	c.createdAt = time.Now().UTC()
+	if _, err := c.dump.Run(ctx); err != nil {
+		return err
+	}
+	if err := memory.Close(); err != nil {
+		return fmt.Errorf("spooling memory: %w", err)
 	}
 	return nil
 }
@@ -132,7 +171,7 @@ func (c *podCheckpoint) prepareDump(ctx context.Context, memory *os.File) error 
 
 // drain waits until the pod's programs have accepted the connections made to
 // them: CRIU can't dump one that waits. Others may come at any time; then the
-// dump fails, and says so.
+// dump fails and is tried again.
 func (c *podCheckpoint) drain(ctx context.Context) error {
 	path := c.d.netnsPath(c.pod.name, c.pod.epoch)
 	for deadline := time.Now().Add(drainTimeout); ; {
