@@ -4,6 +4,8 @@ package namespace
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -54,6 +56,26 @@ func TestConfinement(t *testing.T) {
 		got, ok := found[want.Destination]
 		if ok != (want.Destination != "/proc/no-such-thing") || ok && got != want {
 			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
+}
+
+// What a pod is told in its environment, and the set-user-ID files in its layer,
+// are behind directories that only root can enter.
+func TestPrivateState(t *testing.T) {
+	r := openRuntime(t, testOptions(t))
+	config := testConfig(t, "sleep", "1000")
+	config.Spec.Env = []string{"SECRET=x"}
+	c := start(t, r, config)
+	for path, want := range map[string]os.FileMode{
+		c.paths.state: os.ModeDir | 0o700, c.paths.record: 0o600, filepath.Dir(c.paths.rootfs): os.ModeDir | 0o700, filepath.Dir(c.paths.volatile): os.ModeDir | 0o700,
+	} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode() != want {
+			t.Errorf("%s has mode %v, want %v", path, info.Mode(), want)
 		}
 	}
 }
