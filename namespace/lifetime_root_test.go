@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,6 +22,9 @@ func TestRestart(t *testing.T) {
 	c := start(t, r, testConfig(t, "sh", "-c", "trap 'exit 11' TERM; while :; do sleep 0.01; done"))
 	if got := runHelper(t, opts, "list"); got != "alice.1 true\n" {
 		t.Errorf("listed %q", got)
+	}
+	if _, ended, err := c.Exited(); err != nil || ended {
+		t.Errorf("a pod that runs has ended: %v, %v", ended, err)
 	}
 	if got := runHelper(t, opts, "exec", "alice", "sh", "-c", "hostname; exit 5"); got != "alice\n5\n" {
 		t.Errorf("a session said %q", got)
@@ -52,8 +56,29 @@ func TestRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	logs(t, again)
+	if status, ended, err := again.Exited(); err != nil || !ended || status != 11 {
+		t.Errorf("it left %d, %v, %v", status, ended, err)
+	}
+	if found, err := r.Remains(); err != nil || len(found) != 1 || found[0].Live {
+		t.Errorf("what is left of an ended pod: %+v, %v", found, err)
+	}
 	if _, err := r.Load("alice", 2); !errors.Is(err, pod.ErrNotFound) {
 		t.Errorf("loading what is not there: %v", err)
+	}
+}
+
+// A pod whose init is killed leaves no status: nobody can say how it ended.
+func TestKilledInit(t *testing.T) {
+	r := openRuntime(t, testOptions(t))
+	c := start(t, r, testConfig(t, "sleep", "1000"))
+	if err := c.Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if code := wait(t, c); code != ExitKilled {
+		t.Errorf("ended with %d", code)
+	}
+	if status, ended, err := c.Exited(); err != nil || ended {
+		t.Errorf("it left %d, %v, %v", status, ended, err)
 	}
 }
 
@@ -146,8 +171,8 @@ func TestDestroy(t *testing.T) {
 	}
 }
 
-// What a crashed podd leaves is found by its name alone.
-func TestCleanup(t *testing.T) {
+// What a crashed podd leaves is found and removed by its name alone.
+func TestRemains(t *testing.T) {
 	opts := testOptions(t)
 	r := openRuntime(t, opts)
 	ns := netns(t)
@@ -161,14 +186,23 @@ func TestCleanup(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := r.Cleanup(ctx, func(name string, epoch pod.Epoch) bool { return name == "crash" && epoch == 1 }); err != nil {
+		found, err := r.Remains()
+		if want := []Remains{{Name: "crash", Epoch: 1, Live: true}}; err != nil || !slices.Equal(found, want) {
+			t.Fatalf("found %+v (%v), want %+v", found, err, want)
+		}
+		if err := r.Remove(ctx, "crash", 2); err != nil {
 			t.Fatal(err)
 		}
 		if !exists(c.paths.state) {
 			t.Fatal("what was to be kept is gone")
 		}
-		if err := r.Cleanup(ctx, func(string, pod.Epoch) bool { return false }); err != nil {
-			t.Fatal(err)
+		for range 2 {
+			if err := r.Remove(ctx, "crash", 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if found, err := r.Remains(); err != nil || len(found) > 0 {
+			t.Errorf("%s: still there are %+v (%v)", stage, found, err)
 		}
 		for _, path := range append([]string{c.paths.state, c.paths.run, c.paths.libcontainer}, cgroupDirs(c.paths.cgroup)...) {
 			if exists(path) {

@@ -94,8 +94,14 @@ func openRuntime(t *testing.T, opts Options) *Runtime {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := r.Cleanup(context.Background(), func(string, pod.Epoch) bool { return false }); err != nil {
+		remains, err := r.Remains()
+		if err != nil {
 			t.Error(err)
+		}
+		for _, c := range remains {
+			if err := r.Remove(context.Background(), c.Name, c.Epoch); err != nil {
+				t.Error(err)
+			}
 		}
 		if err := r.RemoveCgroupParent(); err != nil {
 			t.Error(err)

@@ -219,18 +219,6 @@ func (r *Runtime) Remove(ctx context.Context, name string, epoch pod.Epoch) erro
 	return c.Destroy(ctx)
 }
 
-// Cleanup removes every container, whole or in pieces, that keep does not want.
-func (r *Runtime) Cleanup(ctx context.Context, keep func(name string, epoch pod.Epoch) bool) error {
-	remains, err := r.Remains()
-	errs := []error{err}
-	for _, c := range remains {
-		if !keep(c.Name, c.Epoch) {
-			errs = append(errs, r.Remove(ctx, c.Name, c.Epoch))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // RemoveCgroupParent removes the parent cgroup of a runtime that is not used any
 // more. It fails if there is a container.
 func (r *Runtime) RemoveCgroupParent() error {

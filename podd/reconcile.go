@@ -165,6 +165,9 @@ func (d *Daemon) reconcile(ctx context.Context, starting bool) (again bool, err 
 			return true, context.Cause(ctx)
 		}
 	}
+	if err := d.repairHost(); err != nil {
+		again = true
+	}
 	if err := d.closeMoves(ctx); err != nil {
 		d.log.Warn("closing moves that a restart interrupted has to wait", "error", err)
 		again = true

@@ -99,6 +99,24 @@ func (d *Daemon) abortLost(ctx context.Context, record *pod.Pod) error {
 // errAbandoned is the cause recorded for a move that nobody carries out.
 var errAbandoned = errors.New("nobody carries the move out any more")
 
+// repairHost puts back what the host has for all pods.
+func (d *Daemon) repairHost() error {
+	d.mu.Lock()
+	network := d.network
+	d.mu.Unlock()
+	if network == nil {
+		return nil // it has not been needed yet
+	}
+	repaired, err := network.Repair()
+	for _, what := range repaired {
+		d.drifted(drift{kind: driftHost, what: what + " was gone: put back"})
+	}
+	if err != nil {
+		d.drifted(drift{kind: driftHost, what: "the anchor device or the rule against forged packets", err: err})
+	}
+	return err
+}
+
 // noteUnclosed notes the moves that closeMoves is to close.
 func (d *Daemon) noteUnclosed(view *directory.View) {
 	for _, move := range view.Moves {

@@ -80,7 +80,7 @@ func (d *Daemon) recoverPod(ctx context.Context, record *pod.Pod) error {
 	case pod.PhaseStopped:
 		return d.remove(ctx, name, epoch)
 	}
-	if err := fault.At("recover:pod", nil); err != nil {
+	if err := fault.At("target:recover-pod", nil); err != nil {
 		return err
 	}
 	if err := d.recoverLive(ctx, record); err != nil {

@@ -44,7 +44,7 @@ func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Cont
 	if d.engine == nil {
 		return d.engineErr
 	}
-	if err := fault.At("recover:restore", nil); err != nil {
+	if err := fault.At("target:recover-restore", nil); err != nil {
 		return err
 	}
 	network, err := d.net(ctx)

@@ -91,6 +91,29 @@ func (n *Network) EnsureFirewall() error {
 	return nil
 }
 
+// Repair puts back what somebody has taken away of the host's own parts, the
+// anchor device and the firewall's rule, and says which of them.
+func (n *Network) Repair() (repaired []string, err error) {
+	there, err := vxlan.HasAnchor(n.host, n.config.Physical, n.config.Port)
+	if err != nil {
+		return nil, err
+	}
+	if !there {
+		if err := n.EnsureAnchor(); err != nil {
+			return nil, err
+		}
+		repaired = append(repaired, "the anchor device "+vxlan.AnchorName)
+	}
+	changed, err := firewallOwner.Ensure(n.firewall())
+	if err != nil {
+		return repaired, fmt.Errorf("protecting pods from forged packets: %w", err)
+	}
+	if changed > 0 {
+		repaired = append(repaired, "the rule against forged packets")
+	}
+	return repaired, nil
+}
+
 // RemoveFirewall undoes EnsureFirewall.
 func (n *Network) RemoveFirewall() error { return firewallOwner.Remove(n.firewall()) }
 

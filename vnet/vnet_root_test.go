@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 
 	"podd/pod"
@@ -378,6 +379,39 @@ func TestForgedLabelElsewhere(t *testing.T) {
 	if _, after := vnettest.Packets(t, path, vnet.NIC); after != before+1 {
 		t.Errorf("%d packets have arrived, want the proxy's", after-before)
 	}
+}
+
+// TestRepair takes away what the host has for all pods.
+func TestRepair(t *testing.T) {
+	topology := vnettest.New(t, 1)
+	host := topology.Hosts[0]
+	n := open(t, host, topology.Proxy)
+	repair := func(want ...string) {
+		t.Helper()
+		host.Do(t, func() error {
+			repaired, err := n.Repair()
+			if !slices.Equal(repaired, want) {
+				t.Errorf("repaired %q, want %q", repaired, want)
+			}
+			return err
+		})
+	}
+	anchor, rule := "the anchor device "+vxlan.AnchorName, "the rule against forged packets"
+	repair(anchor, rule)
+	repair()
+	host.Do(t, n.RemoveFirewall)
+	repair(rule)
+	host.Do(t, func() error {
+		link, err := netlink.LinkByName(vxlan.AnchorName)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(link)
+	})
+	repair(anchor)
+	host.Do(t, n.RemoveAnchor)
+	repair(anchor)
+	repair()
 }
 
 // TestRoutingHost makes the router a host too: what it forwards for others is

@@ -114,7 +114,7 @@ func (d Device) Matches(link netlink.Link) bool {
 // is left, so that a packet with an old label meets silence and not an ICMP
 // port unreachable. It listens to pod.AnchorLabel, which nobody sends.
 func EnsureAnchor(c *netns.Conn, local netip.Addr, port uint16) error {
-	want := Device{Name: AnchorName, Label: pod.AnchorLabel, Local: local, Port: port, MAC: ProxyMAC, Up: true}
+	want := anchor(local, port)
 	link, err := c.LinkByName(AnchorName)
 	switch {
 	case err == nil && want.Matches(link):
@@ -131,6 +131,22 @@ func EnsureAnchor(c *netns.Conn, local netip.Addr, port uint16) error {
 		return fmt.Errorf("looking for device %s: %w", AnchorName, err)
 	}
 	return Create(c, want)
+}
+
+func anchor(local netip.Addr, port uint16) Device {
+	return Device{Name: AnchorName, Label: pod.AnchorLabel, Local: local, Port: port, MAC: ProxyMAC, Up: true}
+}
+
+// HasAnchor reports whether the device that EnsureAnchor wants is there and up.
+func HasAnchor(c *netns.Conn, local netip.Addr, port uint16) (bool, error) {
+	link, err := c.LinkByName(AnchorName)
+	if netns.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking for device %s: %w", AnchorName, err)
+	}
+	return anchor(local, port).Matches(link) && link.Attrs().Flags&net.FlagUp != 0, nil
 }
 
 // RemoveAnchor deletes the anchor device, if there is one.

@@ -1,0 +1,207 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"podd/fault/recovery"
+	"podd/pod"
+)
+
+// These are the narrow windows that the model check found: two things that die at
+// the wrong moments, one after the other. model/README.md names them.
+
+// also adds a fault to those that are still to come on a point's node.
+func (s *scene) also(point, action string) {
+	s.t.Helper()
+	node := nodeOf(point)
+	file, err := os.OpenFile(filepath.Join(theLab.RunDir(node), "faults"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	_, err = fmt.Fprintln(file, point, action)
+	if err := file.Close(); err != nil {
+		s.t.Error(err)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// criuOf is the CRIU that works for the daemon of a node.
+func criuOf(t *testing.T, node string) int {
+	t.Helper()
+	podd, err := theLab.PID(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err == nil && strings.Contains(string(stat), " (criu) ") && parentOf(string(stat)) == podd {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	t.Fatalf("no CRIU works for the podd of host %s", node)
+	return 0
+}
+
+// parentOf reads the parent from /proc/PID/stat of a program with a name as plain
+// as criu.
+func parentOf(stat string) int {
+	fields := strings.Fields(stat)
+	if len(fields) < 4 {
+		return 0
+	}
+	parent, err := strconv.Atoi(fields[3])
+	if err != nil {
+		return 0
+	}
+	return parent
+}
+
+func signalProcess(t *testing.T, pid int, signal unix.Signal) {
+	t.Helper()
+	if err := unix.Kill(pid, signal); err != nil {
+		t.Fatalf("sending process %d signal %v: %v", pid, signal, err)
+	}
+}
+
+// initOf is the process that the record of a pod's incarnation names.
+func initOf(t *testing.T, host, name string, epoch pod.Epoch) int {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(theLab.StateDir(host), "pods", fmt.Sprintf("%s.%d", name, epoch), "container.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var record struct {
+		Process struct {
+			PID int `json:"pid"`
+		} `json:"process"`
+	}
+	parseJSON(t, string(data), &record)
+	if record.Process.PID == 0 {
+		t.Fatalf("the record of %s.%d names no process: %s", name, epoch, data)
+	}
+	return record.Process.PID
+}
+
+// podd on the source is killed in a dump and started again while its CRIU has yet
+// to notice: the pod looks as if it ran, and will be frozen in the end.
+func TestRestartDuringRollback(t *testing.T) {
+	s := newScene(t)
+	s.begin("source:dump", "stop")
+	criu := criuOf(t, "a")
+	signalProcess(t, criu, unix.SIGSTOP)
+	t.Cleanup(func() { unix.Kill(criu, unix.SIGCONT) }) // if the test fails before
+	kill(t, "a", unix.SIGKILL)
+	restart(t, "a")
+	signalProcess(t, criu, unix.SIGCONT)
+	s.requireOutcome(recovery.Stays)
+}
+
+// The record by which podd finds the pod again can't be written.
+func TestAdoptionFails(t *testing.T) {
+	for _, action := range []string{"full", "kill"} {
+		t.Run(action, func(t *testing.T) {
+			s := newScene(t)
+			s.begin("target:adopt", action)
+			if action == "kill" {
+				restart(t, "b")
+			}
+			s.requireOutcome(recovery.Stays)
+		})
+	}
+}
+
+// CRIU dies after the commit and takes the pod with it, and so does the next
+// attempt: podd goes on until the pod runs, without being started again.
+func TestRestoreInsists(t *testing.T) {
+	s := newScene(t)
+	s.begin("target:committed", "stop")
+	s.also("target:recover-restore", "error")
+	signalProcess(t, criuOf(t, "b"), unix.SIGKILL)
+	resume(t, "b")
+	s.requireOutcome(recovery.Goes)
+}
+
+// CRIU, podd and the pod die at the last moment before the pod runs: nothing but
+// the images is left of it.
+func TestDeathAtRelease(t *testing.T) {
+	s := newScene(t)
+	s.begin("target:unblocked", "stop")
+	now := s.pod.inspect()
+	if now.Host != "b" {
+		t.Fatalf("the pod is on host %s", now.Host)
+	}
+	criu := criuOf(t, "b")
+	// CRIU holds the processes, so none of them runs before it dies.
+	signalProcess(t, initOf(t, "b", s.pod.name, now.Epoch), unix.SIGKILL)
+	signalProcess(t, criu, unix.SIGKILL)
+	kill(t, "b", unix.SIGKILL)
+	restart(t, "b")
+	s.requireOutcome(recovery.Goes)
+}
+
+// podd is killed when the pod runs and its images are still there, and can't take
+// the pod over at once when it is back: the images go all the same.
+func TestLateTakeOver(t *testing.T) {
+	s := newScene(t)
+	s.begin("target:resumed", "kill")
+	s.also("target:recover-pod", "error")
+	restart(t, "b")
+	s.requireOutcome(recovery.Goes)
+}
+
+// podd is killed when the pod runs and its images are still there, and the pod
+// ends by itself: it must not come back to life.
+func TestEndBeforeImagesAreGone(t *testing.T) {
+	p := newShell(t, "", "trap 'exit 11' TERM; echo ready; while :; do sleep 0.05; done")
+	until(t, "the pod is ready", func() error {
+		if out := mustPodctl(t, "logs", p.name); out != "ready\n" {
+			return fmt.Errorf("it said %q", out)
+		}
+		return nil
+	})
+	s := &scene{t: t, pod: p, command: make(chan result, 1)}
+	s.begin("target:resumed", "stop")
+	now := p.inspect()
+	init := initOf(t, "b", p.name, now.Epoch)
+	kill(t, "b", unix.SIGKILL)
+	signalProcess(t, init, unix.SIGTERM)
+	until(t, "the pod has ended", func() error {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", init))
+		if err == nil && !strings.Contains(string(stat), ") Z ") {
+			return fmt.Errorf("it has not: %s", stat)
+		}
+		return nil
+	})
+	restart(t, "b")
+	s.await(0)
+	until(t, "the pod's end is recorded", func() error {
+		v := p.inspect()
+		if v.Phase != pod.PhaseStopped || v.ExitCode == nil || *v.ExitCode != 11 {
+			return fmt.Errorf("the pod is %+v", v)
+		}
+		return nil
+	})
+	images, err := filepath.Glob(filepath.Join(theLab.RunDir("b"), "checkpoint", "*"))
+	if err != nil || len(images) > 0 {
+		t.Errorf("left are %v (%v)", images, err)
+	}
+}
