@@ -30,7 +30,7 @@ podinit:
     {{env("CC", "cc")}} -static -O2 -Wall -Wextra -o bin/podinit namespace/podinit/podinit.c
 
 # All checks: lint, unit tests, a little fuzzing, the model of a move, tests that need root, end-to-end tests
-test: lint test-unit (fuzz "2s") model test-root test-e2e
+test: lint test-unit (fuzz "2s") (model "quick") test-root test-e2e
 
 # Unit tests, as an ordinary user, with the race detector
 test-unit *packages="./...":

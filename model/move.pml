@@ -210,14 +210,30 @@ inline commitMove(i, r, did) {
 	}
 }
 
-/* directory.AbortMove: refused if the move was committed. */
+/* directory.AbortMove, by the source: it gives the pod back. Refused if the move
+ * was committed. */
 inline abortMove(i, r, did) {
 	atomic {
 		call(r, did);
 		if
-		:: did && moveState[i] == running ->
+		:: did && (moveState[i] == running || (moveState[i] == aborted && podMove == i + 1)) ->
 			moveState[i] = aborted; moveHeld = false;
-			podPhase = phase_running; podMove = 0
+			podPhase = (podPhase == phase_moving -> phase_running : podPhase); podMove = 0
+		:: did && (moveState[i] == committed || moveState[i] == done) && r == ok ->
+			r = refused	/* unreached where nobody can have committed */
+		:: else
+		fi;
+		did = false
+	}
+}
+
+/* directory.CancelMove, by the target: the pod stays the move's until the source
+ * has let it go on. Refused if the move was committed. */
+inline cancelMove(i, r, did) {
+	atomic {
+		call(r, did);
+		if
+		:: did && moveState[i] == running -> moveState[i] = aborted
 		:: did && (moveState[i] == committed || moveState[i] == done) && r == ok ->
 			r = refused	/* unreached where nobody can have committed */
 		:: else
@@ -452,8 +468,8 @@ serve:
 		:: r == unavailable ->
 #if BEGIN_SETTLES
 			do			/* abortUnknown */
-			:: moveState[i] == running -> abortMove(i, r, did)
-			:: moveState[i] != running -> break
+			:: podMove == i + 1 -> abortMove(i, r, did)
+			:: podMove != i + 1 -> break
 			od;
 #endif
 			goto serve
@@ -731,7 +747,7 @@ fail:		/* targetMove.fail */
 		:: asked ->
 			do			/* settle */
 			:: atomic {
-				abortMove(i, r, did);
+				cancelMove(i, r, did);
 				if
 				:: r == refused -> goto forward
 				:: r == ok -> break
@@ -753,7 +769,7 @@ fail:		/* targetMove.fail */
 		};
 		if
 		:: atomic { !cut[i] -> send(toSource[i], i, Error) }
-		:: cut[i] && mine -> abortMove(i, r, did)	/* once */
+		:: cut[i] && mine -> cancelMove(i, r, did)	/* once */
 		:: cut[i] && !mine
 		fi;
 over:
@@ -798,15 +814,15 @@ boot:
 	{
 		/* recover in podd/recover.go */
 		if				/* abortMoves */
-		:: atomic { podMove != 0 -> i = podMove - 1 };
+		:: atomic { podMove != 0 && moveState[podMove - 1 + (podMove == 0)] == running -> i = podMove - 1 };
 			atomic {
-				abortMove(i, r, did);
+				cancelMove(i, r, did);
 				if
 				:: r == unavailable -> goto boot
 				:: else
 				fi
 			}
-		:: podMove == 0
+		:: else
 		fi;
 #if CLAIMS
 		atomic { claimB == 0 -> claimB = LOOP };
