@@ -24,9 +24,10 @@ type RestoreHooks struct {
 	// goroutine of its own so that nothing waits for a disk, and fails if it
 	// fails: at the hold it has been done. Nil means nothing is written.
 	Adopt func(pid int) error
-	// Release lets the pod's packets through. It is called by Commit when
-	// everything but the last step is done. If it fails the pod runs
-	// nevertheless, for there is no way back, and Commit returns the error.
+	// Release is called by Commit when everything but the last step is done:
+	// what the pod needs when it runs. Nobody else may hear of it yet, for CRIU
+	// may still die. If it fails the pod runs nevertheless, for there is no way
+	// back, and Commit returns the error.
 	Release func() error
 }
 

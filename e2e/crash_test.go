@@ -144,7 +144,7 @@ func TestRestoreInsists(t *testing.T) {
 // the images is left of it.
 func TestDeathAtRelease(t *testing.T) {
 	s := newScene(t)
-	s.begin("target:unblocked", "stop")
+	s.begin("target:resuming", "stop")
 	now := s.pod.inspect()
 	if now.Host != "b" {
 		t.Fatalf("the pod is on host %s", now.Host)
@@ -154,6 +154,14 @@ func TestDeathAtRelease(t *testing.T) {
 	signalProcess(t, initOf(t, "b", s.pod.name, now.Epoch), unix.SIGKILL)
 	signalProcess(t, criu, unix.SIGKILL)
 	kill(t, "b", unix.SIGKILL)
+	restart(t, "b")
+	s.requireOutcome(recovery.Goes)
+}
+
+// podd is killed when the pod runs, but can't be heard yet.
+func TestDeathBeforeHeard(t *testing.T) {
+	s := newScene(t)
+	s.begin("target:unheard", "kill")
 	restart(t, "b")
 	s.requireOutcome(recovery.Goes)
 }

@@ -56,6 +56,12 @@
 #define ASIDE_LAST 1
 #endif
 
+/* letRun in podd/target.go: the network is unblocked after the pod has begun to run, not
+ * before: while CRIU can still be killed nobody gets an answer from the copy. */
+#ifndef UNBLOCK_LAST
+#define UNBLOCK_LAST 1
+#endif
+
 /* resume in podd/target_end.go: when CRIU dies after the commit, the images are kept,
  * for the pod to be restored once more. */
 #ifndef RESTORE_AGAIN
@@ -317,7 +323,7 @@ mtype:copy copyB[MOVES] = absent;
 mtype:criu criuB[MOVES] = no_criu;
 mtype:images imagesB[MOVES] = no_images;
 bool adoptedB[MOVES];		/* the container's record names the copy's process */
-bool ranB[MOVES];
+bool ranB[MOVES];		/* it ran, or its kernel has answered somebody */
 bool incarnationB[MOVES];	/* its files and network namespace are there */
 bool blockedB[MOVES];
 
@@ -632,7 +638,9 @@ inline letRun(i, broke) {
 #if !ASIDE_LAST
 		imagesB[i] = aside;
 #endif
-		blockedB[i] = false;
+#if !UNBLOCK_LAST
+		atomic { blockedB[i] = false; ranB[i] = true };
+#endif
 		atomic {
 			if
 			:: copyB[i] == resuming -> copyB[i] = live; ranB[i] = true; criuB[i] = no_criu
@@ -641,7 +649,11 @@ inline letRun(i, broke) {
 			:: copyB[i] != resuming -> broke = true
 #endif
 			fi
-		}
+		};
+		if
+		:: !broke -> blockedB[i] = false
+		:: broke
+		fi
 	:: broke
 	fi
 }

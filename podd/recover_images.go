@@ -68,13 +68,12 @@ func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Cont
 	if _, err := restore.Run(ctx); err != nil {
 		return err
 	}
-	if err := restore.Commit(ctx); err != nil {
-		if _, running := container.PID(); !running {
-			return err
-		}
-		// The reconcile loop finds it blocked.
-		d.log.Error("letting the pod's packets through failed", "pod", container.Name(), "error", err)
-		d.wakeReconcile()
+	running, err := d.letRun(ctx, restore, container, network)
+	if !running {
+		return err
+	}
+	if err != nil {
+		d.log.Error("letting the pod run failed", "pod", container.Name(), "error", err)
 	}
 	d.track(container.Name(), container.Epoch(), container)
 	return nil

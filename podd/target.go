@@ -236,11 +236,28 @@ func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Contai
 				return container.Adopt(pid)
 			},
 			Release: func() error {
-				return errors.Join(network.Unblock(nsPath), fault.At("target:unblocked", nil))
+				return errors.Join(network.FreeLoopback(nsPath), fault.At("target:resuming", nil))
 			},
 		},
 		Log: d.log.With("pod", container.Name()),
 	})
+}
+
+// letRun lets a restored pod run, and then be heard. Until it runs CRIU may die
+// and take it along; then it is restored once more, from its past, and nobody may
+// have got an answer from the copy that died. Should podd die before the pod is
+// heard, the next one finds it blocked. An error may leave a pod that runs.
+func (d *Daemon) letRun(ctx context.Context, restore *checkpoint.Restore, container *namespace.Container, network *vnet.Network) (running bool, err error) {
+	if err = restore.Commit(ctx); err != nil {
+		if _, running := container.PID(); !running {
+			return false, err
+		}
+	}
+	err = errors.Join(err, fault.At("target:unheard", nil))
+	if err = errors.Join(err, network.Unblock(d.netnsPath(container.Name(), container.Epoch()))); err != nil {
+		d.wakeReconcile() // it finds what is still blocked
+	}
+	return true, err
 }
 
 // finish restores, commits and lets the pod run.

@@ -9,19 +9,13 @@ import (
 
 // resume lets the pod run.
 func (m *targetMove) resume() {
-	ctx := context.WithoutCancel(m.d.ctx)
-	err := m.restore.Commit(ctx)
-	if err == nil {
-		return
-	}
-	m.log.Error("letting the pod run failed", "error", err)
-	if _, running := m.container.PID(); running {
-		m.d.wakeReconcile() // its network may be blocked still
-		return
+	running, err := m.d.letRun(context.WithoutCancel(m.d.ctx), m.restore, m.container, m.network)
+	if err != nil {
+		m.log.Error("letting the pod run failed", "running", running, "error", err)
 	}
 	// The source's copy must not run again, but the images are whole: they are
 	// kept until the pod runs.
-	m.lost = true
+	m.lost = !running
 }
 
 // takeOver makes the restored pod one of this host's.

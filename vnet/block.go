@@ -107,6 +107,19 @@ func admit(c *netns.Conn) error {
 	return nil
 }
 
+// FreeLoopback lifts another part of Block: what the pod sends to itself arrives.
+func (n *Network) FreeLoopback(path string) error {
+	c, _, err := dialNIC(path)
+	if err != nil {
+		return fmt.Errorf("unblocking the loopback device: %w", err)
+	}
+	defer c.Close()
+	if err := freeLoopback(c); err != nil {
+		return fmt.Errorf("unblocking network %s: %w", path, err)
+	}
+	return nil
+}
+
 // Unblock undoes Block and sends what the kernel has queued meanwhile. It is
 // idempotent.
 func (n *Network) Unblock(path string) error {
