@@ -209,14 +209,15 @@ func (r *fileRestore) start(ctx context.Context) error {
 	if err := fault.At("restore:committed", nil); err != nil {
 		r.log.Error("letting the pod run meets an error", "error", err)
 	}
-	if err := r.restore.Commit(ctx); err != nil {
-		r.log.Error("letting the pod run failed", "error", err)
+	running, err := r.d.letRun(ctx, r.restore, r.container, r.network)
+	if err != nil {
+		r.log.Error("letting the pod run failed", "running", running, "error", err)
+	}
+	if !running {
+		// Its images are whole: the reconcile loop restores it from them.
+		r.restore.Close()
 		r.d.wakeReconcile()
-		if _, running := r.container.PID(); !running {
-			// Its images are whole: the reconcile loop restores it from them.
-			r.restore.Close()
-			return nil
-		}
+		return nil
 	}
 	r.d.track(r.spec.Name, r.record.Binding.Epoch, r.container)
 	r.log.Info("the pod was restored from a checkpoint file", "epoch", r.record.Binding.Epoch)

@@ -71,7 +71,7 @@ var table = []row{
 	{[]string{"committed"}, map[Victim]cell{
 		Source: {always(Goes), "Target: runs the pod. Source, restarted: kills the frozen copy in silence, closes the move without a receipt"},
 		Target: {always(Goes),
-			"Source: learns of the commit and kills its copy in silence. Target, restarted: restores the pod once more from the images, which it keeps until the moment before the pod runs"},
+			"Source: learns of the commit and kills its copy in silence. Target, restarted: restores the pod once more from the images, which it keeps until the pod runs"},
 		Proxy:     {always(Goes), "Target: runs the pod. podproxy, restarted: switches the route, and what queued goes to the new label"},
 		Directory: {always(Goes), "Target: runs the pod. The proxy sees the commit when it sees the directory"},
 	}},
