@@ -58,6 +58,8 @@ func (m *sourceMove) freezeAndDump(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Attempts to freeze that were given up do not count.
+	m.frozen = result.FrozenAt
 	m.receipt.MemoryBytes, m.receipt.Pages = result.Pages.Bytes, result.Pages.Pages
 	if err := m.conn.writer.Flush(); err != nil {
 		return fmt.Errorf("sending memory: %w", err)
