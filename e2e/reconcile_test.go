@@ -142,7 +142,7 @@ func TestSupersededCopy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return from.(*net.UDPAddr).AddrPort().Addr().String()
+		return from.(*net.UDPAddr).AddrPort().Addr().Unmap().String()
 	}
 	if from := heard(commandTimeout); from != was.PublicAddress.String() {
 		t.Fatalf("heard %q, want the pod at %s", from, was.PublicAddress)
