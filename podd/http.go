@@ -2,7 +2,6 @@ package podd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 
@@ -44,12 +43,6 @@ func (d *Daemon) hostAPI(ctx context.Context, name string) (string, error) {
 		return "", err
 	}
 	return host.API.String(), nil
-}
-
-// down implements routes.
-func (d *Daemon) down(ctx context.Context, name string) bool {
-	host, err := d.dir.Host(ctx, name)
-	return errors.Is(err, pod.ErrNotFound) || err == nil && !host.Alive
 }
 
 // issuer implements routes.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"podd/api/podd/v1/poddv1connect"
 	"podd/namespace"
 	"podd/pod"
 )
@@ -368,6 +370,16 @@ func (d *Daemon) removeOrphan(ctx context.Context, record *pod.Pod, force bool) 
 	}
 	d.log.Warn("removing a pod whose host is down", "pod", name, "lost", record.Binding.Host, "epoch", record.Binding.Epoch)
 	return d.dir.DeletePod(ctx, name)
+}
+
+// servesHere reports whether a call about another host's pod is served by this
+// podd: the removal of a pod whose host is down.
+func (d *Daemon) servesHere(r *http.Request, host string) bool {
+	if r.URL.Path != poddv1connect.PodServiceRemovePodProcedure {
+		return false
+	}
+	h, err := d.dir.Host(r.Context(), host)
+	return errors.Is(err, pod.ErrNotFound) || err == nil && !h.Alive
 }
 
 // wait returns when a pod's main command has ended, with its exit code. The

@@ -10,7 +10,6 @@ import (
 	"connectrpc.com/connect"
 
 	"podd/api"
-	"podd/api/podd/v1/poddv1connect"
 	"podd/daemon"
 	"podd/pod"
 	"podd/trust"
@@ -27,8 +26,6 @@ type routes interface {
 	servesHere(request *http.Request, host string) bool
 	// issuer is a daemon that has the cluster's authority.
 	issuer(ctx context.Context) (trust.Identity, error)
-	// down reports whether a host is, as far as the directory knows.
-	down(ctx context.Context, host string) bool
 }
 
 // router passes calls that are about another host's pod, or about another
@@ -96,9 +93,6 @@ func (r *router) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	case err != nil:
 		r.fail(w, request, err)
 	case to.who == r.self, to.who.Kind == trust.KindHost && r.routes.servesHere(request, to.who.Name):
-		r.local.ServeHTTP(w, request)
-	case request.URL.Path == poddv1connect.PodServiceRemovePodProcedure && r.routes.down(ctx, to.who.Name):
-		// A pod of a host that is gone for good can be removed by anybody.
 		r.local.ServeHTTP(w, request)
 	default:
 		if to.who.Kind == trust.KindHost {

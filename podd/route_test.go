@@ -30,10 +30,6 @@ func (s servedBy) StopPod(context.Context, *connect.Request[poddv1.StopPodReques
 	return nil, fmt.Errorf("%w: served by %s", pod.ErrPhase, s.host)
 }
 
-func (s servedBy) RemovePod(context.Context, *connect.Request[poddv1.RemovePodRequest]) (*connect.Response[poddv1.RemovePodResponse], error) {
-	return nil, fmt.Errorf("%w: served by %s", pod.ErrPhase, s.host)
-}
-
 // Exec echoes input one message at a time.
 func (s servedBy) Exec(_ context.Context, stream *connect.BidiStream[poddv1.ExecRequest, poddv1.ExecResponse]) error {
 	for {
@@ -56,12 +52,11 @@ type routedCluster struct {
 	*testCluster
 	pods map[string]string // pod -> host, as the directory says
 	stop map[string]func() // by host
-	dead map[string]bool   // as the directory says
 }
 
 func newRoutedCluster(t *testing.T, hosts ...string) *routedCluster {
 	t.Helper()
-	c := &routedCluster{testCluster: newTestCluster(t), pods: map[string]string{}, stop: map[string]func(){}, dead: map[string]bool{}}
+	c := &routedCluster{testCluster: newTestCluster(t), pods: map[string]string{}, stop: map[string]func(){}}
 	for _, name := range hosts {
 		c.add(name, c)
 	}
@@ -96,8 +91,6 @@ func (c *routedCluster) hostAPI(_ context.Context, name string) (string, error) 
 func (c *routedCluster) servesHere(_ *http.Request, host string) bool { return host == "gone" }
 
 func (c *routedCluster) issuer(context.Context) (trust.Identity, error) { return host("b"), nil }
-
-func (c *routedCluster) down(_ context.Context, name string) bool { return c.dead[name] }
 
 // admin calls hosts as an admin does.
 func (c *routedCluster) admin() *daemon.Peers {
@@ -153,32 +146,6 @@ func TestRouterRefuses(t *testing.T) {
 		if err := c.stopPod(t, "a", name); !errors.Is(err, want.sentinel) || !strings.Contains(err.Error(), want.text) {
 			t.Errorf("pod %s: got %v, want %v that says %q", name, err, want.sentinel, want.text)
 		}
-	}
-}
-
-// TestRouterServesOrphans removes pods by way of a host that is not theirs: it
-// does so itself once the other one is dead, and not before.
-func TestRouterServesOrphans(t *testing.T) {
-	c := newRoutedCluster(t, "a", "b")
-	c.add("down", c)
-	c.stop["down"]()
-	c.pods["orphan"], c.pods["bob"] = "down", "b"
-	remove := func(name string) error {
-		_, err := c.client("a").RemovePod(t.Context(), connect.NewRequest(&poddv1.RemovePodRequest{Pod: name, Force: true}))
-		return err
-	}
-	if err := remove("orphan"); !errors.Is(err, pod.ErrUnavailable) {
-		t.Errorf("while its host may live: %v", err)
-	}
-	c.dead["down"] = true
-	if err := remove("orphan"); err == nil || !strings.Contains(err.Error(), "served by a") {
-		t.Errorf("of a dead host: %v", err)
-	}
-	if err := c.stopPod(t, "a", "orphan"); !errors.Is(err, pod.ErrUnavailable) {
-		t.Errorf("stopping it all the same: %v", err)
-	}
-	if err := remove("bob"); err == nil || !strings.Contains(err.Error(), "served by b") {
-		t.Errorf("of a live host: %v", err)
 	}
 }
 
