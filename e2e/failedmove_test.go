@@ -76,7 +76,6 @@ func startMove(t *testing.T, name, target string) (wait func() result) {
 // smallDisk gives a host a file system of that size to keep its state on.
 func smallDisk(t *testing.T, host string, size int) {
 	t.Helper()
-	dir := theLab.StateDir(host)
 	stop := func() {
 		t.Helper()
 		if err := theLab.Stop(bounded(t), host); err != nil && !errors.Is(err, pod.ErrNotFound) {
@@ -85,15 +84,8 @@ func smallDisk(t *testing.T, host string, size int) {
 	}
 	stop()
 	t.Cleanup(func() { startDaemon(t, host) })
-	if err := unix.Mount("podd-e2e", dir, "tmpfs", 0, fmt.Sprintf("mode=0700,size=%d", size)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		stop()
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	memoryDisk(t, theLab.StateDir(host), fmt.Sprint(size))
+	t.Cleanup(stop)
 	startDaemon(t, host)
 }
 

@@ -81,10 +81,10 @@ func directoryApart(t *testing.T, members int) *etcdCluster {
 		}
 	})
 	for _, node := range []string{"a", "b", lab.Proxy} {
-		memoryDisk(t, theLab.StateDir(node))
+		memoryDisk(t, theLab.StateDir(node), diskSize)
 	}
 	for _, m := range e.members {
-		memoryDisk(t, m.dir)
+		memoryDisk(t, m.dir, diskSize)
 		e.start(t, m)
 		t.Cleanup(func() { e.signal(t, m, unix.SIGKILL); m.cmd.Wait() })
 	}

@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -12,20 +13,31 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podd/lab"
+	"podd/trust"
 )
 
 // diskSize is that of a memoryDisk: more than a pod of these tests can need.
 const diskSize = "256m"
 
-// memoryDisk puts a tmpfs over a directory until the test's end, with what is in
-// it: its size can be changed at any time. Nobody may be using the directory.
-func memoryDisk(t *testing.T, dir string) {
+// memoryDisk puts a new file system over a directory until the test's end, one
+// whose size can be changed at any time. Of what is in the directory it has a
+// daemon's credentials. Nobody may be using the directory.
+func memoryDisk(t *testing.T, dir, size string) {
 	t.Helper()
-	behind := filepath.Join(t.TempDir(), "behind")
-	if out, err := exec.Command("cp", "-a", dir, behind).CombinedOutput(); err != nil {
-		t.Fatalf("copying %s: %v\n%s", dir, err, out)
+	credentials, behind := trust.Dir(dir), filepath.Join(t.TempDir(), "credentials")
+	_, err := os.Stat(credentials)
+	member := err == nil
+	copied := func(from, to string) {
+		t.Helper()
+		if !member {
+			return
+		}
+		if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
+			t.Fatalf("copying %s: %v\n%s", from, err, out)
+		}
 	}
-	if err := unix.Mount("podd-e2e", dir, "tmpfs", 0, "mode=0700,size="+diskSize); err != nil {
+	copied(credentials, behind)
+	if err := unix.Mount("podd-e2e", dir, "tmpfs", 0, "mode=0700,size="+size); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -33,9 +45,7 @@ func memoryDisk(t *testing.T, dir string) {
 			t.Error(err)
 		}
 	})
-	if out, err := exec.Command("cp", "-a", behind+"/.", dir).CombinedOutput(); err != nil {
-		t.Fatalf("copying %s: %v\n%s", behind, err, out)
-	}
+	copied(behind, credentials)
 }
 
 // fillDisks leaves no space on the disks that the daemon of a node writes to,
