@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -166,34 +167,41 @@ func ofPod(addresses ...netip.Addr) bool {
 func (s *speech) requireOrder(t *testing.T, before, after podView) {
 	t.Helper()
 	s.stop()
+	for _, wrong := range s.judge(before, after) {
+		t.Error(wrong)
+	}
+}
+
+// judge says what was wrong with what was heard.
+func (s *speech) judge(before, after podView) (wrong []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {
-		t.Errorf("listening at the router: %v", s.err)
+		wrong = append(wrong, fmt.Sprintf("listening at the router: %v", s.err))
 	}
 	if len(s.resets) > 0 {
-		t.Errorf("%d resets were seen, the first %s", len(s.resets), s.resets[0])
+		wrong = append(wrong, fmt.Sprintf("%d resets were seen, the first %s", len(s.resets), s.resets[0]))
 	}
 	now := s.speakers[speaker{after.Host, after.Label}]
 	if now == nil {
-		t.Errorf("not one packet of %+v was seen, so the test proves nothing", after)
-		return
+		return append(wrong, fmt.Sprintf("not one packet of %+v was seen, so the test proves nothing", after))
 	}
 	for who, u := range s.speakers {
 		switch {
 		case who == speaker{after.Host, after.Label}:
 		case who != speaker{before.Host, before.Label}:
-			t.Errorf("host %s has spoken with label %s, which it never had the right to; the pod was on %s with label %s and is on %s with label %s",
-				who.host, who.label, before.Host, before.Label, after.Host, after.Label)
+			wrong = append(wrong, fmt.Sprintf("host %s has spoken with label %s, which it never had the right to; the pod was on %s with label %s and is on %s with label %s",
+				who.host, who.label, before.Host, before.Label, after.Host, after.Label))
 		case u.last > now.first:
-			t.Errorf("the superseded copy on host %s spoke %v after the one on host %s had begun to",
-				who.host, u.lastAt.Sub(now.firstAt), after.Host)
+			wrong = append(wrong, fmt.Sprintf("the superseded copy on host %s spoke %v after the one on host %s had begun to",
+				who.host, u.lastAt.Sub(now.firstAt), after.Host))
 		}
 	}
+	return wrong
 }
 
-// A packet of a pod's, in an outer one or by itself, is recognised.
-func TestSpeechHears(t *testing.T) {
+// What is heard is understood, and judged.
+func TestSpeech(t *testing.T) {
 	s := &speech{speakers: map[speaker]*utterance{}}
 	from, to := netip.MustParseAddrPort("198.18.0.7:7000"), netip.MustParseAddrPort("192.0.2.10:40000")
 	s.note(lab.Proxy, ipv4(unix.IPPROTO_TCP, from.Addr(), to.Addr(), segment(from, to, flagRST)))
@@ -201,13 +209,42 @@ func TestSpeechHears(t *testing.T) {
 	if len(s.resets) != 1 || s.seen != 2 {
 		t.Errorf("%d packets, resets %v", s.seen, s.resets)
 	}
-	header := make([]byte, 8+14)
-	binary.BigEndian.PutUint32(header[4:], 77<<8)
-	inner := ipv4(unix.IPPROTO_TCP, from.Addr(), to.Addr(), segment(from, to, flagACK|flagRST))
-	udp := binary.BigEndian.AppendUint16([]byte{0x99, 0x99}, vxlan.DefaultPort)
-	udp = append(append(append(udp, 0, 0, 0, 0), header...), inner...)
-	s.note("a", ipv4(unix.IPPROTO_UDP, theLab.Address("a"), theLab.Address(lab.Proxy), udp))
-	if len(s.resets) != 2 || s.speakers[speaker{"a", 77}] == nil {
+	// say is what a host sends for the pod, with a label.
+	say := func(host string, label byte, flags byte) {
+		header := make([]byte, 8+14)
+		header[6] = label
+		inner := ipv4(unix.IPPROTO_TCP, from.Addr(), to.Addr(), segment(from, to, flags))
+		udp := binary.BigEndian.AppendUint16([]byte{0x99, 0x99}, vxlan.DefaultPort)
+		udp = append(append(append(udp, 0, 0, 0, 0), header...), inner...)
+		s.note(host, ipv4(unix.IPPROTO_UDP, theLab.Address(host), theLab.Address(lab.Proxy), udp))
+	}
+	say("a", 7, flagACK|flagRST)
+	if len(s.resets) != 2 || s.speakers[speaker{"a", 7}] == nil {
 		t.Errorf("resets %v, speakers %v", s.resets, s.speakers)
 	}
+
+	s = &speech{speakers: map[speaker]*utterance{}}
+	old, next := podView{Host: "a", Label: 7}, podView{Host: "b", Label: 8}
+	requireJudged := func(after podView, want ...string) {
+		t.Helper()
+		wrong := s.judge(old, after)
+		if len(wrong) != len(want) {
+			t.Fatalf("%q, want %q", wrong, want)
+		}
+		for i := range want {
+			if !strings.Contains(wrong[i], want[i]) {
+				t.Errorf("%q, want %q", wrong[i], want[i])
+			}
+		}
+	}
+	say("a", 7, flagACK)
+	requireJudged(old)
+	requireJudged(next, "proves nothing")
+	say("b", 8, flagACK)
+	requireJudged(next)
+	requireJudged(old, "never had the right")
+	say("a", 7, flagACK)
+	requireJudged(next, "superseded copy on host a")
+	say("b", 8, flagRST)
+	requireJudged(next, "1 resets", "superseded copy on host a")
 }
