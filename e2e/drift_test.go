@@ -299,23 +299,27 @@ func (i inventory) machine(t *testing.T) {
 	i["cgroups"] = amount{value: int64(len(groups)), example: groups}
 
 	// Kept by a mount, a process or a socket: the kernel lists them all.
-	out, err := exec.Command("lsns", "-n", "-t", "net", "-o", "NS,COMMAND,NSFS").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
 	var own []string
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(namespaces(t, "net", "NS,COMMAND,NSFS")) {
 		if strings.Contains(line, lab.RunDir) || strings.Contains(line, ".podd") {
 			own = append(own, line)
 		}
 	}
 	i["network namespaces of pods"] = amount{value: int64(len(own)), example: own}
 	for _, kind := range []string{"mnt", "pid", "ipc", "uts"} {
-		out, err := exec.Command("lsns", "-n", "-t", kind, "-o", "COMMAND").Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		pods := strings.Count(string(out), "/.podd/init")
+		pods := strings.Count(namespaces(t, kind, "COMMAND"), "/.podd/init")
 		i[kind+" namespaces of pods"] = amount{value: int64(pods)}
 	}
+}
+
+// namespaces lists the machine's namespaces of a kind, with these columns.
+func namespaces(t *testing.T, kind, columns string) (text string) {
+	t.Helper()
+	// lsns fails when a process ends while it looks at it, whoever's it is.
+	until(t, "the namespaces can be listed", func() error {
+		out, err := exec.Command("lsns", "-n", "-t", kind, "-o", columns).Output()
+		text = string(out)
+		return err
+	})
+	return text
 }
