@@ -94,15 +94,15 @@ func (c *chaos) run(d time.Duration) {
 		victim := recovery.Victims[c.random.IntN(2)]
 		c.move(p, target, by, soakLimits[c.random.IntN(len(soakLimits))]...)
 		switch {
-		case what < 6:
+		case what < 3:
 			c.fail("kill", func() { c.signal(node, unix.SIGKILL) }, 0, nil)
-		case what < 9:
+		case what < 5:
 			c.fail("restart", func() { c.signal(node, unix.SIGTERM) }, 0, nil)
-		case what < 14:
+		case what < 8:
 			c.fail("stop", func() { c.signal(node, unix.SIGSTOP) }, lasts, func() { c.signal(node, unix.SIGCONT) })
-		case what < 20 && node != other:
+		case what < 13 && node != other:
 			c.fail("partition", func() { c.must(theLab.Partition(node, other)) }, lasts, func() { c.must(theLab.Heal(node, other)) })
-		case what < 30:
+		case what < 20:
 			c.fail("kill in a stage", func() { c.arm(hosts, moment.Point(victim)) }, 0, nil)
 		}
 		pass(pause)

@@ -252,22 +252,31 @@ func warmUp(t *testing.T) {
 	p.removed = true
 }
 
-// lasting is what there is on every node, apart from the daemons themselves,
-// which are not the same ones afterwards, and their logs.
+// lasting is what there is on every node when no pod is left, apart from the
+// daemons themselves, which are not the same ones afterwards, and their logs.
 func lasting(t *testing.T) inventory {
 	t.Helper()
-	until(t, "the proxy has no device of a pod", func() error {
-		links := inNode(t, lab.Proxy, "ip", "-o", "link", "show", "type", "vxlan")
-		if n := strings.Count(links, ": label"); n != 0 {
-			return fmt.Errorf("%d devices:\n%s", n, links)
+	var all inventory
+	// The kernel takes a moment to let namespaces go, the proxy devices.
+	until(t, "the last pod is gone", func() error {
+		all = takeInventory(t)
+		for _, kind := range []string{"mnt", "pid", "ipc", "uts"} {
+			if n := all[kind+" namespaces of pods"].value; n != 0 {
+				return fmt.Errorf("%d %s namespaces", n, kind)
+			}
+		}
+		if n := all["network namespaces of pods"]; n.value != int64(len(theLab.Daemons())) {
+			return fmt.Errorf("network namespaces beside the daemons': %q", n.example)
+		}
+		for _, link := range all[lab.Proxy+": network devices"].example {
+			if strings.Contains(link, ": label") {
+				return fmt.Errorf("device %s", link)
+			}
 		}
 		return nil
 	})
-	all := inventory{}
-	for what, n := range takeInventory(t) {
-		if !strings.Contains(what, "daemon") && !strings.Contains(what, "state directory") {
-			all[what] = n
-		}
-	}
+	maps.DeleteFunc(all, func(what string, _ amount) bool {
+		return strings.Contains(what, "daemon") || strings.Contains(what, "state directory")
+	})
 	return all
 }
