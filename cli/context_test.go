@@ -42,14 +42,14 @@ func TestRenewal(t *testing.T) {
 	}
 	podctl("context", "add", "site", "@"+token)
 	podctl("--context", "site", "ps")
-	if s.trust.renewals != 0 {
+	if s.renewals() != 0 {
 		t.Fatal("a new certificate was renewed")
 	}
 	dir := filepath.Join(config, "podctl", "credentials", "site")
 	before := ageCertificate(t, dir, filepath.Join(filepath.Dir(socket), "cluster", "trust"))
 	podctl("--context", "site", "ps")
-	if s.trust.renewals != 1 {
-		t.Fatalf("an old certificate was renewed %d times, want once", s.trust.renewals)
+	if s.renewals() != 1 {
+		t.Fatalf("an old certificate was renewed %d times, want once", s.renewals())
 	}
 	store, err := trust.Open(dir)
 	if err != nil {
@@ -62,7 +62,7 @@ func TestRenewal(t *testing.T) {
 		t.Errorf("it is now %s's", got)
 	}
 	podctl("--context", "site", "ps")
-	if s.trust.renewals != 1 {
+	if s.renewals() != 1 {
 		t.Error("it was renewed again at once")
 	}
 }
@@ -116,7 +116,7 @@ func TestRemovingAHostIsConfirmed(t *testing.T) {
 	}{{"\n", 125}, {"no\n", 125}, {"y\n", 0}} {
 		o := startOnTerminal(t, "--socket", socket, "host", "rm", "odd")
 		o.expect("Forget odd and revoke its certificate? [y/N] ")
-		if s.trust.removed["odd"] {
+		if s.isRemoved("odd") {
 			t.Fatalf("it was removed before an answer")
 		}
 		if _, err := o.master.Write([]byte(test.answer)); err != nil {
@@ -124,7 +124,7 @@ func TestRemovingAHostIsConfirmed(t *testing.T) {
 		}
 		o.finish(test.code)
 	}
-	if !s.trust.removed["odd"] {
+	if !s.isRemoved("odd") {
 		t.Error("it was not removed after all")
 	}
 }

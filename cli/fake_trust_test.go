@@ -215,3 +215,16 @@ func (s *server) RemoveHost(_ context.Context, r *connect.Request[poddv1.RemoveH
 	s.trust.removed[name] = true
 	return connect.NewResponse(&poddv1.RemoveHostResponse{}), nil
 }
+
+func (s *server) isRemoved(host string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trust.removed[host]
+}
+
+// renewals is how many certificates were renewed.
+func (s *server) renewals() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trust.renewals
+}
