@@ -75,9 +75,9 @@ func certificateFrom(ctx context.Context) *x509.Certificate {
 	return leaf
 }
 
-// withCaller is ctx for a call by c.
-func withCaller(ctx context.Context, c Caller, leaf *x509.Certificate) context.Context {
-	return context.WithValue(context.WithValue(ctx, callerKey{}, c), certificateKey{}, leaf)
+// WithCaller is ctx for what is done in the name of c.
+func WithCaller(ctx context.Context, c Caller) context.Context {
+	return context.WithValue(ctx, callerKey{}, c)
 }
 
 // connection is what is known about the connection of a call.

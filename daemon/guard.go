@@ -59,7 +59,8 @@ func (g *Guard) Wrap(next http.Handler) http.Handler {
 		if !caller.Known() {
 			r.Body = http.MaxBytesReader(w, r.Body, maxJoin)
 		}
-		next.ServeHTTP(w, r.WithContext(withCaller(r.Context(), caller, leaf)))
+		ctx := context.WithValue(WithCaller(r.Context(), caller), certificateKey{}, leaf)
+		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 

@@ -82,6 +82,9 @@ type podCheckpoint struct {
 // CheckpointPod passes the file on as it is made. The work is the daemon's, so
 // that a caller who takes nothing can't keep a pod from going on.
 func (s *podService) CheckpointPod(ctx context.Context, r *connect.Request[poddv1.CheckpointPodRequest], stream *connect.ServerStream[poddv1.CheckpointPodResponse]) error {
+	if err := s.d.permitInside(ctx, r.Msg.GetPod()); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.d.ctx, func() {

@@ -24,7 +24,7 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("POST "+transferPath, d.serveTransfer)
 	mux.Handle("GET /metrics", d.metrics.handler())
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
-	return newRouter(d.cluster.Store.Identity(), d, d.cluster.Peers, mux)
+	return newRouter(d.cluster.Store.Identity(), d, d.cluster.Peers, mux, d.log)
 }
 
 // podHost implements routes.

@@ -3,6 +3,7 @@ package podd
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httputil"
 	"strings"
@@ -46,11 +47,13 @@ type target struct {
 	address string // for people
 }
 
-func newRouter(self trust.Identity, routes routes, peers http.RoundTripper, local http.Handler) *router {
+func newRouter(self trust.Identity, routes routes, peers http.RoundTripper, local http.Handler, log *slog.Logger) *router {
 	r := &router{self: self, routes: routes, local: local, errors: connect.NewErrorWriter()}
 	r.forward = &httputil.ReverseProxy{
 		Transport:     peers,
 		FlushInterval: -1, // streams must not wait in a buffer
+		// Both ends of a stream that breaks are told by their connections.
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		Rewrite: func(p *httputil.ProxyRequest) {
 			ctx := p.In.Context()
 			to := ctx.Value(targetKey{}).(target).who

@@ -70,7 +70,7 @@ func (c *routedCluster) add(name string, routes routes) {
 	mux.Handle(poddv1connect.NewPodServiceHandler(servedBy{host: name}, api.HandlerOptions()))
 	mux.HandleFunc("POST "+transferPath, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "served by "+name) })
 	store := c.store(host(name))
-	c.stop[name] = c.serve(store, newRouter(host(name), routes, c.peersOf(store), mux))
+	c.stop[name] = c.serve(store, newRouter(host(name), routes, c.peersOf(store), mux, discard()))
 }
 
 func (c *routedCluster) podHost(_ context.Context, name string) (string, error) {

@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect"
 
 	poddv1 "podd/api/podd/v1"
+	"podd/daemon"
 	"podd/namespace"
 	"podd/pod"
 )
@@ -24,6 +25,18 @@ func (d *Daemon) outputs(ctx context.Context, name string) (*namespace.Container
 	}
 	container, err := d.runtime.Load(name, record.Binding.Epoch)
 	return container, nil, err
+}
+
+// permitInside decides whether the caller may work in a pod, or have what is in
+// it: who is in a pod that sees directories of its host is in those too. The
+// error wraps pod.ErrDenied, or pod.ErrNotFound when there is no such pod.
+func (d *Daemon) permitInside(ctx context.Context, name string) error {
+	record, err := d.dir.Pod(ctx, name)
+	if err != nil {
+		return err
+	}
+	caller, _ := daemon.CallerFrom(ctx)
+	return daemon.PermitSpec(caller, record.Spec)
 }
 
 // movedAway waits, after the output of a local pod has ended, until it is known
@@ -116,6 +129,9 @@ func (s *podService) Attach(ctx context.Context, stream *connect.BidiStream[podd
 	if start == nil {
 		return fmt.Errorf("%w: the stream does not begin with a start", pod.ErrInvalid)
 	}
+	if err := s.d.permitInside(ctx, start.GetPod()); err != nil {
+		return err
+	}
 	container, p, err := s.d.outputs(ctx, start.GetPod())
 	if err != nil {
 		return err
@@ -198,7 +214,7 @@ func (s *podService) Exec(ctx context.Context, stream *connect.BidiStream[poddv1
 	if start == nil {
 		return fmt.Errorf("%w: the stream does not begin with a start", pod.ErrInvalid)
 	}
-	if _, err := s.d.dir.Pod(ctx, start.GetPod()); err != nil {
+	if err := s.d.permitInside(ctx, start.GetPod()); err != nil {
 		return err
 	}
 	p, err := s.d.localPod(start.GetPod())
