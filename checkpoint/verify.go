@@ -77,6 +77,8 @@ type verifier struct {
 	own     limits
 	tree    []*pstree.PstreeEntry
 	filters *seccomp.SeccompEntry
+	// compared says of filters whether they do the same as the policy's.
+	compared map[string]bool
 	// chains are the threads' chains of filters, by the lowest, and whether
 	// the policy's is missing there.
 	chains map[uint32]bool
@@ -99,7 +101,7 @@ func (p Policy) Verify(dir string) error {
 		return fmt.Errorf("verifying images: %w", err)
 	}
 	defer root.Close()
-	v := &verifier{root: root, policy: p, chains: map[uint32]bool{}}
+	v := &verifier{root: root, policy: p, chains: map[uint32]bool{}, compared: map[string]bool{}}
 	if err := v.run(); err != nil {
 		return fmt.Errorf("verifying images: %w", err)
 	}

@@ -2,11 +2,9 @@ package checkpoint
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"os"
-	"slices"
 
 	criucore "github.com/checkpoint-restore/go-criu/v7/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/seccomp"
@@ -161,47 +159,24 @@ func (v *verifier) follow(head uint32) (chain, error) {
 	return chain{}, fmt.Errorf("%w: a chain of system call filters has no end", ErrCorrupt)
 }
 
-// isOwn says whether a filter is the policy's.
+// maxCompared is how many filters are compared with the policy's by what they do;
+// a pod has only as many as there are programs in it that make their own.
+const maxCompared = 16
+
+// isOwn says whether a filter is the policy's. libcontainer leaves the order of
+// some parts to chance, so two hosts' filters may be the same only in what they do.
 func (v *verifier) isOwn(program []byte) bool {
 	own := v.policy.SystemCallFilter
-	return bytes.Equal(program, own) || len(program) == len(own) && canonicalFilter(program) == canonicalFilter(own)
-}
-
-// Operations of classic BPF (linux/bpf_common.h).
-const (
-	bpfLoad  = 0x20 // BPF_LD | BPF_W | BPF_ABS
-	bpfEqual = 0x15 // BPF_JMP | BPF_JEQ | BPF_K
-)
-
-// canonicalFilter is the same for programs that differ only in the order in which
-// they tell architectures apart at their very beginning, which libcontainer leaves
-// to chance. Other programs are theirs alone.
-func canonicalFilter(program []byte) string {
-	instruction := func(i int) []byte { return program[i*filterInstruction : (i+1)*filterInstruction] }
-	n := len(program) / filterInstruction
-	if n < 2 || binary.LittleEndian.Uint16(instruction(0)) != bpfLoad {
-		return string(program)
+	if bytes.Equal(program, own) {
+		return true
 	}
-	// Each compares and goes to its target or else on to the next.
-	type branch struct {
-		value  uint32
-		target int
+	if len(program) != len(own) {
+		return false
 	}
-	var run []branch
-	end := 1
-	for ; end < n; end++ {
-		b := instruction(end)
-		if binary.LittleEndian.Uint16(b) != bpfEqual || b[3] != 0 {
-			break
-		}
-		run = append(run, branch{binary.LittleEndian.Uint32(b[4:]), end + 1 + int(b[2])})
+	same, known := v.compared[string(program)]
+	if !known && len(v.compared) < maxCompared {
+		same = filterMeaning(program) == filterMeaning(own)
+		v.compared[string(program)] = same
 	}
-	slices.SortFunc(run, func(a, b branch) int { return cmp.Compare(a.value, b.value) })
-	for i, b := range run {
-		// Only then does the order not matter.
-		if b.target < end || i > 0 && b.value == run[i-1].value {
-			return string(program)
-		}
-	}
-	return fmt.Sprintf("%x %v %s", instruction(0), run, program[end*filterInstruction:])
+	return same
 }

@@ -353,26 +353,38 @@ func TestVerifyImposesFilter(t *testing.T) {
 	}
 }
 
-// Only the order of the first comparisons makes no difference.
-func TestCanonicalFilter(t *testing.T) {
-	load := []byte{bpfLoad, 0, 0, 0, 4, 0, 0, 0}
-	equal := func(value, onTrue, onFalse byte) []byte { return []byte{bpfEqual, 0, onTrue, onFalse, value, 0, 0, 0} }
-	program := func(parts ...[]byte) string { return canonicalFilter(bytes.Join(parts, nil)) }
-	allow, deny := []byte{6, 0, 0, 0, 0, 0, 0xff, 0x7f}, []byte{6, 0, 0, 0, 0, 0, 0, 0}
-	want := program(load, equal(1, 2, 0), equal(2, 2, 0), deny, allow, deny)
-	if got := program(load, equal(2, 3, 0), equal(1, 1, 0), deny, allow, deny); got != want {
-		t.Error("the order makes a difference")
+// Order and place make no difference, everything else does.
+func TestFilterMeaning(t *testing.T) {
+	op := func(code uint16, onTrue, onFalse byte, k uint32) []byte {
+		b := append(binary.LittleEndian.AppendUint16(nil, code), onTrue, onFalse)
+		return binary.LittleEndian.AppendUint32(b, k)
 	}
-	for name, other := range map[string]string{
-		"other targets":  program(load, equal(2, 2, 0), equal(1, 1, 0), deny, allow, deny),
-		"other values":   program(load, equal(2, 3, 0), equal(3, 1, 0), deny, allow, deny),
-		"one value":      program(load, equal(2, 3, 0), equal(2, 1, 0), deny, allow, deny),
-		"other rest":     program(load, equal(2, 3, 0), equal(1, 1, 0), deny, allow, allow),
-		"targets within": program(load, equal(2, 0, 0), equal(1, 1, 0), deny, allow, deny),
-		"other load":     program([]byte{bpfLoad, 0, 0, 0, 0, 0, 0, 0}, equal(1, 2, 0), equal(2, 2, 0), deny, allow, deny),
+	program := func(parts ...[]byte) meaning { return filterMeaning(bytes.Join(parts, nil)) }
+	load, other := op(0x20, 0, 0, 4), op(0x20, 0, 0, 0)
+	allow, deny, kill := op(6, 0, 0, 0x7fff0000), op(6, 0, 0, 0x50001), op(6, 0, 0, 0)
+	want := program(load, op(bpfEqual, 2, 0, 1), op(bpfEqual, 2, 0, 2), deny, allow, kill)
+	for name, same := range map[string]meaning{
+		"order":         program(load, op(bpfEqual, 3, 0, 2), op(bpfEqual, 1, 0, 1), deny, allow, kill),
+		"place":         program(load, op(bpfEqual, 2, 0, 1), op(bpfEqual, 3, 0, 2), deny, allow, deny, kill),
+		"jumps":         program(load, op(bpfEqual, 2, 0, 1), op(bpfEqual, 2, 0, 2), op(bpfAlways, 0, 0, 2), allow, kill, deny),
+		"twice a value": program(load, op(bpfEqual, 3, 0, 1), op(bpfEqual, 3, 0, 2), op(bpfEqual, 2, 0, 1), deny, allow, kill),
 	} {
-		if other == want {
-			t.Errorf("%s make no difference", name)
+		if same != want {
+			t.Errorf("%s makes a difference", name)
+		}
+	}
+	for name, different := range map[string]meaning{
+		"targets":      program(load, op(bpfEqual, 3, 0, 1), op(bpfEqual, 1, 0, 2), deny, allow, kill),
+		"values":       program(load, op(bpfEqual, 2, 0, 1), op(bpfEqual, 2, 0, 3), deny, allow, kill),
+		"the first":    program(load, op(bpfEqual, 3, 0, 1), op(bpfEqual, 3, 0, 2), op(bpfEqual, 0, 0, 1), allow, allow, kill),
+		"the rest":     program(load, op(bpfEqual, 2, 0, 1), op(bpfEqual, 2, 0, 2), allow, allow, kill),
+		"what is read": program(other, op(bpfEqual, 2, 0, 1), op(bpfEqual, 2, 0, 2), deny, allow, kill),
+		"reading anew": program(load, op(bpfEqual, 3, 0, 1), other, op(bpfEqual, 2, 0, 2), deny, allow, kill),
+		"no end":       program(load, op(bpfEqual, 2, 0, 1), op(bpfEqual, 2, 0, 2), deny, allow),
+		"another test": program(load, op(0x25, 2, 0, 1), op(bpfEqual, 2, 0, 2), deny, allow, kill),
+	} {
+		if different == want {
+			t.Errorf("%s makes no difference", name)
 		}
 	}
 }
@@ -400,7 +412,7 @@ func TestVerifyThreads(t *testing.T) {
 		{"three of which one breaks it", filterTSYNC, []*criucore.ThreadCoreEntry{own(), own(), shared}, false},
 		{"the first without", filterTSYNC, []*criucore.ThreadCoreEntry{shared, own()}, false},
 	} {
-		v := &verifier{chains: map[uint32]bool{}, filters: &seccomp.SeccompEntry{SeccompFilters: []*seccomp.SeccompFilter{{Flags: proto.Uint32(test.flags)}}}}
+		v := &verifier{compared: map[string]bool{}, chains: map[uint32]bool{}, filters: &seccomp.SeccompEntry{SeccompFilters: []*seccomp.SeccompFilter{{Flags: proto.Uint32(test.flags)}}}}
 		if err := v.checkFilters(test.threads); (err == nil) != test.ok {
 			t.Errorf("%s: got %v", test.name, err)
 		}
