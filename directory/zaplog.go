@@ -10,7 +10,8 @@ import (
 
 // slogCore hands etcd's log (zap) to ours. etcd tells its life story at level
 // info, which is of use for debugging only, so everything below a warning
-// becomes debug; cap lowers even what is above.
+// becomes debug; cap lowers even what is above. What it says at its own level
+// debug is left out: it quotes records, and pods' environments are in them.
 type slogCore struct {
 	log *slog.Logger
 	cap zapcore.Level
@@ -33,7 +34,7 @@ func (c slogCore) level(l zapcore.Level) slog.Level {
 }
 
 func (c slogCore) Enabled(l zapcore.Level) bool {
-	return c.log.Enabled(context.Background(), c.level(l))
+	return l > zapcore.DebugLevel && c.log.Enabled(context.Background(), c.level(l))
 }
 
 func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
