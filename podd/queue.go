@@ -31,6 +31,9 @@ type limitError struct {
 }
 
 func (e *limitError) Error() string {
+	if e.took == 0 { // given up before anything was begun
+		return fmt.Sprintf("%s of %s exceeded", e.name, e.limit)
+	}
 	return fmt.Sprintf("%s of %s exceeded: %s %s", e.name, e.limit, e.what, e.took.Round(time.Millisecond))
 }
 
