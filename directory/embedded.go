@@ -115,7 +115,7 @@ func (e *Embedded) config(o EmbeddedOptions, listen url.URL, serving chan<- *grp
 	c.EnableGRPCGateway = false
 	c.GRPCKeepAliveInterval, c.GRPCKeepAliveTimeout = 6*time.Second, 3*time.Second
 	if o.Credentials != nil {
-		secure(c, o.Credentials)
+		secure(c, o.Credentials, e.closed)
 	}
 	c.ServiceRegister = func(s *grpc.Server) { serving <- s }
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(slogCore{
@@ -188,7 +188,10 @@ func (e *Embedded) Close() error {
 		e.serving.Store(false)
 		close(e.closed)
 		e.wait.Wait()
-		// etcd would wait seconds for watches to end, and they never do.
+		// etcd would wait seconds for watches to end, and they never do. With
+		// TLS gRPC is served by net/http, stream by stream: Stop ends those
+		// that there are, and would wait for ever for a watch that a client
+		// begins meanwhile, so from now on none is admitted.
 		e.grpc.Stop()
 		e.etcd.Close()
 		err = e.lock.Close()

@@ -18,7 +18,17 @@ import (
 // asks for a daemon's certificate; every call and every message of a stream asks
 // again whether it still counts, so that a connection which was open already does
 // not outlive a revocation.
-func secure(c *embed.Config, store *trust.Store) {
+//
+// Once closed is closed, new calls are refused: see (*Embedded).Close.
+func secure(c *embed.Config, store *trust.Store, closed <-chan struct{}) {
+	admit := func(ctx context.Context) error {
+		select {
+		case <-closed:
+			return status.Error(codes.Unavailable, "the directory is stopping")
+		default:
+			return authorize(ctx, store)
+		}
+	}
 	certificate, key, authority := store.Paths()
 	c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = certificate, key // read anew at every handshake
 	c.ClientTLSInfo.TrustedCAFile, c.ClientTLSInfo.ClientCertAuth = authority, true
@@ -26,13 +36,13 @@ func secure(c *embed.Config, store *trust.Store) {
 	c.ClientTLSInfo.MinVersion = tls.VersionTLS13
 	c.GRPCAdditionalServerOptions = []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-			if err := authorize(ctx, store); err != nil {
+			if err := admit(ctx); err != nil {
 				return nil, err
 			}
 			return next(ctx, request)
 		}),
 		grpc.ChainStreamInterceptor(func(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-			if err := authorize(stream.Context(), store); err != nil {
+			if err := admit(stream.Context()); err != nil {
 				return err
 			}
 			return next(server, &authorizedStream{stream, store})
