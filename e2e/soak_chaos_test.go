@@ -163,6 +163,14 @@ func (c *chaos) rest() {
 	c.keepers.Wait()
 	for _, node := range append([]string{lab.Proxy}, theLab.HostNames()...) {
 		bringUp(c.t, node)
+		// One that does not end, though it was told to, runs and serves nobody.
+		until(c.t, "the daemon of "+node+" serves", func() error {
+			conn, err := theLab.Dial(bounded(c.t), node, "tcp", theLab.API(node).String())
+			if err != nil {
+				return err
+			}
+			return conn.Close()
+		})
 	}
 	awaitHosts(c.t)
 }
