@@ -15,8 +15,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"podd/api"
 	"podd/api/podd/v1/poddv1connect"
+	"podd/pod"
 	"podd/trust"
 )
 
@@ -146,7 +149,7 @@ func dialTLS(ctx context.Context, to address, config *tls.Config) (*tlsConn, err
 	dialer := tls.Dialer{Config: config}
 	conn, err := dialer.DialContext(ctx, to.network, to.location)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", to, err)
+		return nil, hungUp(to, err)
 	}
 	c := &tlsConn{Conn: conn.(*tls.Conn), first: make([]byte, 1)}
 	interrupt := context.AfterFunc(ctx, func() { c.Close() })
@@ -156,9 +159,18 @@ func dialTLS(ctx context.Context, to address, config *tls.Config) (*tlsConn, err
 	}
 	if err != nil {
 		c.Close()
-		return nil, fmt.Errorf("%s: %w", to, err)
+		return nil, hungUp(to, err)
 	}
 	return c, nil
+}
+
+// hungUp says where a connection failed, and that another attempt may succeed
+// if the other end just closed it. With bytes unread a close is a reset.
+func hungUp(to address, err error) error {
+	if errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %s: %w", pod.ErrUnavailable, to, err)
+	}
+	return fmt.Errorf("%s: %w", to, err)
 }
 
 func (c *tlsConn) Read(p []byte) (int, error) {
@@ -211,9 +223,21 @@ func (b bareClient) Do(request *http.Request) (*http.Response, error) {
 	if err == nil && response.StatusCode == http.StatusNotFound && strings.HasPrefix(response.Header.Get("Content-Type"), "text/plain") {
 		b.unserved.Store(true)
 	}
+	return response, withoutURL(err)
+}
+
+func withoutURL(err error) error {
 	var wrapped *url.Error
 	if errors.As(err, &wrapped) {
-		err = wrapped.Err
+		return wrapped.Err
 	}
-	return response, err
+	return err
+}
+
+// joiner is bareClient for the one call before there are credentials.
+type joiner struct{ http *http.Client }
+
+func (j joiner) Do(request *http.Request) (*http.Response, error) {
+	response, err := j.http.Do(request)
+	return response, withoutURL(err)
 }

@@ -60,7 +60,7 @@ func join(ctx context.Context, token trust.Token, to address, request []byte) (*
 		return dialTLS(ctx, to, token.TLS())
 	})
 	defer transport.CloseIdleConnections()
-	client := poddv1connect.NewTrustServiceClient(&http.Client{Transport: transport}, baseURL, api.ClientOptions())
+	client := poddv1connect.NewTrustServiceClient(joiner{&http.Client{Transport: transport}}, baseURL, api.ClientOptions())
 	response, err := client.Join(ctx, connect.NewRequest(&poddv1.JoinRequest{
 		Id: token.ID, Secret: token.Secret, Kind: string(trust.KindUser), Request: request,
 	}))
