@@ -3,6 +3,7 @@ package api
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"connectrpc.com/connect"
 
@@ -64,6 +65,9 @@ func ErrorFromConnect(err error) error {
 	if err == nil || !errors.As(err, &coded) {
 		return err
 	}
+	if !connect.IsWireError(err) && isCutShort(coded.Message()) {
+		return fmt.Errorf("%w: the daemon went away in the middle of its answer (%s)", pod.ErrUnavailable, coded.Message())
+	}
 	for _, c := range codes {
 		if coded.Code() != c.code {
 			continue
@@ -74,4 +78,11 @@ func ErrorFromConnect(err error) error {
 		return &remoteError{message: coded.Message(), sentinel: c.sentinel}
 	}
 	return &remoteError{message: coded.Message(), sentinel: coded.Unwrap()}
+}
+
+// isCutShort tells by the text of an error that arose on this side whether an
+// answer ended before its end: the peer, or one that passes calls on to it, was
+// killed. Connect gives these the code of a bad request, and HTTP/2 none at all.
+func isCutShort(message string) bool {
+	return strings.HasPrefix(message, "protocol error: incomplete envelope") || strings.HasPrefix(message, "stream error: stream ID")
 }
