@@ -167,7 +167,7 @@ func (m *mutator) metadata(p string) error {
 }
 
 // expected are the errors that random operations are bound to meet; EACCES where
-// root opens another user's file in a sticky directory (fs.protected_regular).
+// root follows another user's link in a sticky directory (fs.protected_symlinks).
 var expected = []error{
 	fs.ErrNotExist, fs.ErrExist, unix.ENOTDIR, unix.EISDIR, unix.ENOTEMPTY, unix.EINVAL, unix.ELOOP, unix.EXDEV,
 	unix.ENODATA, unix.EPERM, unix.ENXIO, unix.EADDRINUSE, unix.ENAMETOOLONG, unix.ETXTBSY, unix.EACCES,
