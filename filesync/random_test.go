@@ -167,7 +167,7 @@ func (m *mutator) metadata(p string) error {
 }
 
 // expected are the errors that random operations are bound to meet; EACCES where
-// root follows another user's link in a sticky directory (fs.protected_symlinks).
+// root opens another user's socket with O_CREAT in a sticky directory (may_create_in_sticky in fs/namei.c).
 var expected = []error{
 	fs.ErrNotExist, fs.ErrExist, unix.ENOTDIR, unix.EISDIR, unix.ENOTEMPTY, unix.EINVAL, unix.ELOOP, unix.EXDEV,
 	unix.ENODATA, unix.EPERM, unix.ENXIO, unix.EADDRINUSE, unix.ENAMETOOLONG, unix.ETXTBSY, unix.EACCES,
