@@ -46,9 +46,17 @@ func startIn(t *testing.T, dir, listen string) *Embedded {
 	return e
 }
 
+// open is a client whose leases end soon when nobody keeps them.
 func open(t *testing.T, e *Embedded) *Directory {
 	t.Helper()
-	d, err := Open(t.Context(), Options{Endpoints: []string{e.Endpoint()}, Log: testLog(t), LeaseTTL: 2 * time.Second})
+	return openLeasing(t, e, 2*time.Second)
+}
+
+// openLeasing is open for tests that go on for long: a disk that is slow for
+// seconds must not cost them the hosts they registered.
+func openLeasing(t *testing.T, e *Embedded, ttl time.Duration) *Directory {
+	t.Helper()
+	d, err := Open(t.Context(), Options{Endpoints: []string{e.Endpoint()}, Log: testLog(t), LeaseTTL: ttl})
 	if err != nil {
 		t.Fatal(err)
 	}

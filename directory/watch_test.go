@@ -230,7 +230,7 @@ func TestWatchSurvivesCompaction(t *testing.T) {
 // design (a poll, a debounce), not by a slow machine.
 func TestCommitReachesWatcher(t *testing.T) {
 	e := start(t)
-	d, watcher := open(t, e), open(t, e)
+	d, watcher := openLeasing(t, e, time.Minute), open(t, e)
 	if err := d.InitCluster(t.Context(), cluster); err != nil {
 		t.Fatal(err)
 	}
