@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"slices"
@@ -244,29 +245,7 @@ func (d *Directory) revocation(ctx context.Context, i trust.Identity) ([]clientv
 // and have not expired, and again whenever there are others. The channel is
 // closed when ctx ends; interruptions are survived.
 func (d *Directory) WatchRevoked(ctx context.Context) <-chan map[string]bool {
-	sets := make(chan map[string]bool, 1)
-	go func() {
-		defer close(sets)
-		publish := func(set map[string]bool) {
-			select {
-			case <-sets: // not read yet: superseded
-			default:
-			}
-			sets <- maps.Clone(set)
-		}
-		for ctx.Err() == nil {
-			err := d.followRevoked(ctx, publish)
-			if ctx.Err() != nil {
-				return
-			}
-			d.log.Warn("watching what is revoked was interrupted", "error", d.explain(ctx, "watching", err))
-			select {
-			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
-			}
-		}
-	}()
-	return sets
+	return watch(ctx, d, slog.LevelWarn, "what is revoked", d.followRevoked)
 }
 
 func (d *Directory) followRevoked(ctx context.Context, publish func(map[string]bool)) error {
@@ -280,7 +259,7 @@ func (d *Directory) followRevoked(ctx context.Context, publish func(map[string]b
 	for _, kv := range resp.Kvs {
 		set[strings.TrimPrefix(string(kv.Key), revokedPrefix)] = true
 	}
-	publish(set)
+	publish(maps.Clone(set))
 	events := d.etcd.Watch(clientv3.WithRequireLeader(ctx), revokedPrefix, clientv3.WithPrefix(), clientv3.WithRev(resp.Header.Revision+1))
 	for resp := range events {
 		if err := resp.Err(); err != nil {
@@ -295,7 +274,7 @@ func (d *Directory) followRevoked(ctx context.Context, publish func(map[string]b
 			}
 		}
 		if len(resp.Events) > 0 {
-			publish(set)
+			publish(maps.Clone(set))
 		}
 	}
 	return errors.New("the watch ended")

@@ -3,10 +3,13 @@ package directory
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"podd/pod"
 )
 
 // watchPause is the pause before a watch that was interrupted begins again.
@@ -18,33 +21,41 @@ const watchPause = 100 * time.Millisecond
 // watch survives restarts of etcd and compaction; the channel is closed when ctx
 // ends.
 func (d *Directory) Watch(ctx context.Context) <-chan *View {
-	views := make(chan *View, 1)
-	go func() {
-		defer close(views)
-		publish := func(v *View) {
-			select {
-			case <-views: // not read yet: superseded
-			default:
-			}
-			views <- v // room for sure: nobody else sends
+	return watch(ctx, d, slog.LevelWarn, "the directory", d.follow)
+}
+
+// watch delivers what follow publishes, the newest only when the reader is
+// slow, and starts follow anew when it fails. The channel is closed when ctx
+// ends or what is followed is gone (pod.ErrNotFound). Interruptions are logged
+// at level.
+func watch[T any](ctx context.Context, d *Directory, level slog.Level, what string, follow func(context.Context, func(T)) error) <-chan T {
+	news := make(chan T, 1)
+	publish := func(v T) {
+		select {
+		case <-news: // not read yet: superseded
+		default:
 		}
+		news <- v // room for sure: nobody else sends
+	}
+	go func() {
+		defer close(news)
 		for ctx.Err() == nil {
-			err := d.follow(ctx, publish)
-			if ctx.Err() != nil {
+			err := follow(ctx, publish)
+			if ctx.Err() != nil || errors.Is(err, pod.ErrNotFound) {
 				return
 			}
 			if errors.Is(err, rpctypes.ErrCompacted) {
-				d.log.Debug("the watch fell behind compaction; listing again")
+				d.log.Debug("the watch fell behind compaction; reading again", "watched", what)
 				continue
 			}
-			d.log.Warn("watching the directory was interrupted", "error", d.explain(ctx, "watching", err))
+			d.log.Log(ctx, level, "watching "+what+" was interrupted", "error", d.explain(ctx, "watching", err))
 			select {
 			case <-ctx.Done():
 			case <-time.After(watchPause):
 			}
 		}
 	}()
-	return views
+	return news
 }
 
 // follow lists once and then applies events until something fails.

@@ -3,7 +3,7 @@ package directory
 import (
 	"context"
 	"errors"
-	"time"
+	"log/slog"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -16,29 +16,9 @@ import (
 // misses what was in between and never the last. The channel is closed when ctx
 // ends or there is no such move (any more).
 func (d *Directory) WatchMove(ctx context.Context, id string) <-chan *pod.Move {
-	moves := make(chan *pod.Move, 1)
-	go func() {
-		defer close(moves)
-		publish := func(m *pod.Move) {
-			select {
-			case <-moves: // not read yet: superseded
-			default:
-			}
-			moves <- m // room for sure: nobody else sends
-		}
-		for ctx.Err() == nil {
-			err := d.followMove(ctx, id, publish)
-			if ctx.Err() != nil || errors.Is(err, pod.ErrNotFound) {
-				return
-			}
-			d.log.Debug("watching a move was interrupted", "move", id, "error", d.explain(ctx, "watching", err))
-			select {
-			case <-ctx.Done():
-			case <-time.After(watchPause):
-			}
-		}
-	}()
-	return moves
+	return watch(ctx, d, slog.LevelDebug, "move "+id, func(ctx context.Context, publish func(*pod.Move)) error {
+		return d.followMove(ctx, id, publish)
+	})
 }
 
 // followMove reads the entry once and then takes events until something fails.
