@@ -12,7 +12,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	poddv1 "podd/api/podd/v1"
-	"podd/api/podd/v1/poddv1connect"
 	"podd/directory"
 	"podd/pod"
 	"podd/trust"
@@ -28,7 +27,6 @@ const (
 // trustService implements poddv1connect.TrustServiceHandler, the same way in
 // every daemon.
 type trustService struct {
-	poddv1connect.UnimplementedTrustServiceHandler
 	store  *trust.Store
 	dir    *directory.Directory
 	issuer *issuer // nil where the authority is not

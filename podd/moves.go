@@ -12,14 +12,12 @@ import (
 
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
-	"podd/api/podd/v1/poddv1connect"
 	"podd/daemon"
 	"podd/directory"
 	"podd/pod"
 )
 
 type moveService struct {
-	poddv1connect.UnimplementedMoveServiceHandler
 	d *Daemon
 }
 

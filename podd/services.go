@@ -11,7 +11,6 @@ import (
 
 	"podd/api"
 	poddv1 "podd/api/podd/v1"
-	"podd/api/podd/v1/poddv1connect"
 	"podd/daemon"
 	"podd/pod"
 	"podd/version"
@@ -21,7 +20,6 @@ import (
 const DefaultStopTimeout = 10 * time.Second
 
 type podService struct {
-	poddv1connect.UnimplementedPodServiceHandler
 	d *Daemon
 }
 

@@ -48,7 +48,6 @@ func (p *Proxy) handler() http.Handler {
 
 // service implements poddv1connect.ProxyServiceHandler.
 type service struct {
-	poddv1connect.UnimplementedProxyServiceHandler
 	reconciler *reconciler
 	// examine gathers what CheckProxy judges.
 	examine func(ctx context.Context) (name string, facts []doctor.Facts)

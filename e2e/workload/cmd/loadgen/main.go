@@ -1,4 +1,4 @@
-// Loadgen runs the checking clients of package workload, and their servers, from
+// Command loadgen runs the checking clients of package workload, and their servers, from
 // a command line: in the client's namespace of a lab, or inside a pod. It prints
 // "started" at the first sign of life and a JSON result at the end.
 //
