@@ -7,6 +7,7 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 tags := "seccomp"
 version := `git describe --tags --always --dirty 2>/dev/null || echo devel`
 ldflags := "-X podd/version.number=" + version
+runc := "github.com/opencontainers/runc@v1.4.3"
 staticcheck := "honnef.co/go/tools/cmd/staticcheck@v0.8.2"
 
 # Tests and programs that need root get it from sudo where the caller is an ordinary user.
@@ -74,9 +75,15 @@ install prefix="/usr/local": build
     sed 's|/usr/local/bin|{{prefix}}/bin|' packaging/systemd/podd.service | {{sudo}} install -D -m 644 /dev/stdin /etc/systemd/system/podd.service
     sed 's|/usr/local/bin|{{prefix}}/bin|' packaging/systemd/podproxy.service | {{sudo}} install -D -m 644 /dev/stdin /etc/systemd/system/podproxy.service
 
-# Measure moves; the numbers are explained in the documentation
-bench *args: build
-    go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -run '^$' -bench . -exec '{{sudo}}' ./e2e/... {{args}}
+# Measure podd side by side with others: `just bench [move|create|path|thesis]... [flags]`, -h lists the flags
+bench *args: build peers
+    CGO_ENABLED=1 go build -trimpath -tags '{{tags}}' -ldflags '{{ldflags}}' -o bin/ ./bench
+    {{sudo}} bin/bench {{args}}
+
+# The container runtimes that the benchmark compares with, besides Debian's
+[private]
+peers:
+    @test -x bin/peers/runc || GOBIN='{{justfile_directory()}}/bin/peers' CGO_ENABLED=1 go install -tags seccomp {{runc}}
 
 # Formatting, vet, staticcheck, shellcheck, and that no test can be skipped
 lint:

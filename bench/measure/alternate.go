@@ -1,0 +1,61 @@
+package measure
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Values are the figures of one repetition, by name.
+type Values map[string]float64
+
+// Contender is one way of doing a work.
+type Contender struct {
+	Name string
+	// Once does the work once and returns what it measured. It leaves things
+	// so that it can be called again, also after an error.
+	Once func(ctx context.Context) (Values, error)
+}
+
+// ErrImpossible means that a contender can't do a work on this machine: it is
+// not asked again.
+var ErrImpossible = errors.New("not possible here")
+
+// maxFailures is how many repetitions of a contender may fail before it is
+// given up for the work.
+const maxFailures = 3
+
+// Alternate does a work so many times by each contender, in turns: what
+// disturbs the machine for a while disturbs all of them. The first round warms
+// things up and is not recorded. Failures are recorded; the error is only that
+// ctx has ended.
+func Alternate(ctx context.Context, r *Record, work string, repetitions int, contenders []Contender, progress func(string)) error {
+	failures := map[string]int{}
+	for round := range repetitions + 1 {
+		for _, c := range contenders {
+			if failures[c.Name] >= maxFailures {
+				continue
+			}
+			values, err := c.Once(ctx)
+			if ctx.Err() != nil {
+				return fmt.Errorf("measuring %s by %s: %w", work, c.Name, context.Cause(ctx))
+			}
+			if err != nil {
+				failures[c.Name]++
+				if errors.Is(err, ErrImpossible) {
+					failures[c.Name] = maxFailures
+				}
+				r.Fail(Failure{Work: work, Contender: c.Name, Reason: err.Error(), Final: failures[c.Name] >= maxFailures})
+				progress(fmt.Sprintf("%s, %s: %v", work, c.Name, err))
+				continue
+			}
+			if round == 0 {
+				continue
+			}
+			for figure, v := range values {
+				r.Add(Key{work, c.Name, figure}, v)
+			}
+		}
+	}
+	return nil
+}
