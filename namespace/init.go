@@ -4,8 +4,7 @@ import (
 	"os"
 	"runtime"
 
-	"github.com/opencontainers/runc/libcontainer"
-	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters the namespaces before the Go runtime starts
+	_ "containerinit" // is the first process of a pod, when libcontainer starts this program as one
 )
 
 // libcontainer, like every Go program that changes a thread's namespaces, does so
@@ -16,14 +15,10 @@ import (
 // the main goroutine, so no other ever runs there (see runtime.LockOSThread).
 func init() { runtime.LockOSThread() }
 
-// Init must be the first thing the program does. libcontainer starts the
-// program anew, with the argument "init", as the first process of a container,
-// and filterProgram does with another argument; for these Init does not return.
+// Init must be the first thing the program does: filterProgram starts the
+// program anew, and then Init does not return.
 func Init() {
 	if len(os.Args) > 1 && os.Args[1] == filterArg && os.Getenv(filterVariable) != "" {
 		os.Exit(showFilter())
-	}
-	if len(os.Args) > 1 && os.Args[1] == "init" && os.Getenv("_LIBCONTAINER_INITPIPE") != "" {
-		libcontainer.Init()
 	}
 }
