@@ -322,8 +322,8 @@ func TestQueuedMove(t *testing.T) {
 		t.Errorf("the pod that waits is %+v", v)
 	}
 	mustPodctl(t, "move", "cancel", queued)
-	requireRefused(t, codeError, []string{"stage queued failed: timeout of 200ms exceeded", p.name + " goes on running on a"},
-		"move", "--timeout", "200ms", p.name, "c")
+	requireRefused(t, codeError, []string{"stage queued failed: timeout of 3s exceeded", p.name + " goes on running on a"},
+		"move", "--timeout", "3s", p.name, "c")
 	// Its pod ends; nobody waits for it any more.
 	third := strings.TrimSpace(mustPodctl(t, "move", "--detach", p.name, "c"))
 	mustPodctl(t, "rm", "-f", p.name)
