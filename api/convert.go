@@ -141,6 +141,12 @@ func MoveToProto(m *pod.Move) *poddv1.Move {
 		Id: m.ID, Pod: m.Pod, Source: m.Source, Target: m.Target, SourceEpoch: uint64(m.SourceEpoch), State: string(m.State),
 		Stage: string(m.Stage), Error: m.Error, FailedStage: string(m.FailedStage),
 		StartedAt: timestamp(m.StartedAt), EndedAt: timestamp(m.EndedAt), Next: bindingToProto(m.Next),
+		Strategy: string(m.Strategy), Chosen: string(m.Chosen), Reason: m.Reason, MemoryPending: m.MemoryPending,
+	}
+	if a := m.Arrival; a != nil {
+		out.Arrival = &poddv1.Arrival{
+			Missing: a.Missing, Stalled: a.Stalled, Faults: a.Faults, WorstFault: durationpb.New(a.WorstFault), Duration: durationpb.New(a.Duration),
+		}
 	}
 	if r := m.Receipt; r != nil {
 		out.Receipt = &poddv1.Receipt{
@@ -148,6 +154,8 @@ func MoveToProto(m *pod.Move) *poddv1.Move {
 			Total: durationpb.New(r.Total), MemoryBytes: r.MemoryBytes, Pages: r.Pages,
 			PresyncFileBytes: r.PresyncFileBytes, FrozenFileBytes: r.FrozenFileBytes, ImageBytes: r.ImageBytes,
 			Processes: int32(r.Processes), Connections: int32(r.Connections),
+			CarriedBytes: r.CarriedBytes, PrecopyBytes: r.PrecopyBytes, FrozenMemoryBytes: r.FrozenMemoryBytes,
+			LateMemoryBytes: r.LateMemoryBytes, Passes: int32(r.Passes), Predicted: durationpb.New(r.Predicted),
 		}
 		for _, s := range r.Stages {
 			out.Receipt.Stages = append(out.Receipt.Stages, &poddv1.StageTime{
@@ -164,6 +172,13 @@ func MoveFromProto(m *poddv1.Move) *pod.Move {
 		ID: m.GetId(), Pod: m.GetPod(), Source: m.GetSource(), Target: m.GetTarget(), SourceEpoch: pod.Epoch(m.GetSourceEpoch()),
 		State: pod.MoveState(m.GetState()), Stage: pod.Stage(m.GetStage()), Error: m.GetError(), FailedStage: pod.Stage(m.GetFailedStage()),
 		StartedAt: timeOf(m.GetStartedAt()), EndedAt: timeOf(m.GetEndedAt()), Next: bindingFromProto(m.GetNext()),
+		Strategy: pod.Strategy(m.GetStrategy()), Chosen: pod.Strategy(m.GetChosen()), Reason: m.GetReason(), MemoryPending: m.GetMemoryPending(),
+	}
+	if a := m.GetArrival(); a != nil {
+		out.Arrival = &pod.Arrival{
+			Missing: a.GetMissing(), Stalled: a.GetStalled(), Faults: a.GetFaults(), WorstFault: a.GetWorstFault().AsDuration(),
+			Duration: a.GetDuration().AsDuration(),
+		}
 	}
 	if r := m.GetReceipt(); r != nil {
 		out.Receipt = &pod.Receipt{
@@ -171,6 +186,8 @@ func MoveFromProto(m *poddv1.Move) *pod.Move {
 			Total: r.GetTotal().AsDuration(), MemoryBytes: r.GetMemoryBytes(), Pages: r.GetPages(),
 			PresyncFileBytes: r.GetPresyncFileBytes(), FrozenFileBytes: r.GetFrozenFileBytes(), ImageBytes: r.GetImageBytes(),
 			Processes: int(r.GetProcesses()), Connections: int(r.GetConnections()),
+			CarriedBytes: r.GetCarriedBytes(), PrecopyBytes: r.GetPrecopyBytes(), FrozenMemoryBytes: r.GetFrozenMemoryBytes(),
+			LateMemoryBytes: r.GetLateMemoryBytes(), Passes: int(r.GetPasses()), Predicted: r.GetPredicted().AsDuration(),
 		}
 		for _, s := range r.GetStages() {
 			out.Receipt.Stages = append(out.Receipt.Stages, pod.StageTime{

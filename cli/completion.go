@@ -150,6 +150,7 @@ var flagCompleters = map[string]completer{
 	"host":     completeHosts,
 	"image":    completeImages,
 	"output":   completeWords("table", "wide", "json", "yaml", "name"),
+	"strategy": completeWords("auto", "stop-copy", "pre-copy", "post-copy", "checkpoint-server"),
 	"role":     completeWords("viewer", "operator", "admin"),
 	"kind":     completeWords("host", "proxy"),
 	"signal":   completeWords("TERM", "KILL", "HUP", "INT", "QUIT", "USR1", "USR2", "STOP", "CONT"),

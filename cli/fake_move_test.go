@@ -40,7 +40,7 @@ func (s *server) CheckMove(_ context.Context, r *connect.Request[poddv1.CheckMov
 	if _, err := s.checkMove(r.Msg.GetPod(), r.Msg.GetTarget()); err != nil {
 		return nil, err
 	}
-	out := &poddv1.CheckMoveResponse{MemoryBytes: 64 << 20, FileBytes: 3 << 10, Processes: 3, Connections: 1}
+	out := &poddv1.CheckMoveResponse{MemoryBytes: 64 << 20, FileBytes: 3 << 10, Processes: 3, Connections: 1, Strategy: "pre-copy", Reason: "60 MiB are carried before the freeze"}
 	if r.Msg.GetTarget() == "odd" {
 		out.Blockers = api.BlockersToProto([]pod.Blocker{
 			multipathBlocker,
@@ -73,7 +73,7 @@ func (s *server) MovePod(ctx context.Context, r *connect.Request[poddv1.MovePodR
 	s.mu.Lock()
 	m := &pod.Move{
 		ID: fmt.Sprintf("m%d", len(s.moves)+1), Pod: p.record.Name(), Source: p.record.Binding.Host, Target: target,
-		SourceEpoch: p.record.Binding.Epoch, State: pod.MoveRunning, StartedAt: time.Now(),
+		SourceEpoch: p.record.Binding.Epoch, State: pod.MoveRunning, Strategy: pod.Strategy(r.Msg.GetStrategy()), StartedAt: time.Now(),
 	}
 	for _, other := range s.moves {
 		if other.Pod == m.Pod && (other.State == pod.MoveRunning || other.State == pod.MoveQueued) {
@@ -103,6 +103,12 @@ func (s *server) MovePod(ctx context.Context, r *connect.Request[poddv1.MovePodR
 		Freeze: 31200 * time.Microsecond, Excision: 18 * time.Millisecond, Insertion: 13200 * time.Microsecond,
 		Total: 812 * time.Millisecond, MemoryBytes: 64 << 20, Pages: 16384, PresyncFileBytes: 1 << 20, FrozenFileBytes: 4096,
 		ImageBytes: 123456, Processes: 3, Connections: 2,
+	}
+	if m.Strategy == pod.StrategyPostCopy {
+		m.Chosen, m.Reason = m.Strategy, "it was asked for"
+		m.Arrival = &pod.Arrival{Faults: 12, WorstFault: 3100 * time.Microsecond, Duration: 40 * time.Millisecond}
+		receipt.CarriedBytes, receipt.PrecopyBytes, receipt.Passes = 60<<20, 50<<20, 3
+		receipt.FrozenMemoryBytes, receipt.LateMemoryBytes, receipt.Predicted = 1<<20, 2<<20, 30*time.Millisecond
 	}
 	for i, stage := range pod.Stages {
 		bytes := int64(0)

@@ -94,6 +94,9 @@ func (p *podctl) describePod(v podView, wide bool) error {
 	optional("Reason:", v.Reason)
 	optional("Move:", v.Move)
 	optional("Packets held for:", v.held())
+	if v.Arrival != nil {
+		t.row("Memory:", v.Arrival.String())
+	}
 	t.row("Host:", v.Host)
 	t.row("Public address:", v.PublicAddress)
 	t.row("Virtual address:", v.VirtualAddress)

@@ -40,12 +40,26 @@ it to podd. The exit code is then 130 (143), or 0 if it was too late and the pod
 has moved. With --timeout and --max-downtime a move is undone that takes longer,
 and the pod goes on where it was.
 
+--strategy says how the memory is carried:
+  auto               podd chooses: from the size of the memory, how fast the pod
+                     writes to it, the link and --max-downtime. podctl move show
+                     says what it has chosen, and why
+  stop-copy          all of it while the pod is frozen: for little memory, and
+                     the one that needs no more of the kernel than CRIU does
+  pre-copy           while the pod runs, and the difference while it is frozen:
+                     once it runs on the target nothing is left on the source
+  post-copy          as pre-copy, and the rest when the pod runs on the target:
+                     the shortest freeze for much memory, or a pod that writes
+                     a lot; until all has come the pod needs both hosts
+  checkpoint-server  through podproxy, for hosts that can't reach each other
+
 --dry-run only checks whether the pod can be moved, and says what is in the way;
 the exit code is 0 if it can and 1 if it can't.`,
 		examples: []string{
 			"podctl move alice b",
 			"podctl move --dry-run alice b",
 			"podctl move --max-downtime 200ms --timeout 5m alice b",
+			"podctl move --strategy post-copy alice b",
 			"podctl move -o json alice b | jq .receipt.freezeMs",
 			"podctl move --detach alice b     # prints the move's ID",
 			"podctl move wait 4f1c09",
@@ -57,6 +71,7 @@ the exit code is 0 if it can and 1 if it can't.`,
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say whether the pod can be moved, and what is in the way"},
 			&cli.DurationFlag{Name: "timeout", Usage: "undo the move if it takes longer than `TIME`, such as 90s or 5m, waiting in the queue included"},
 			&cli.DurationFlag{Name: "max-downtime", Usage: "undo the move rather than freeze the pod for longer than `TIME`, such as 200ms"},
+			&cli.StringFlag{Name: "strategy", Value: string(pod.StrategyAuto), Usage: "carry memory by `STRATEGY`: auto, stop-copy, pre-copy, post-copy or checkpoint-server"},
 			&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "print the move's ID as soon as it has one, and leave it to podd"},
 			&cli.StringFlag{Name: "cancel", Usage: "undo the move `ID`, as podctl move cancel does"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "do not show the stages while they last"},
@@ -78,15 +93,15 @@ the exit code is 0 if it can and 1 if it can't.`,
 			if id := c.String("cancel"); c.IsSet("cancel") {
 				return p.cancelMove(c.Context, client, format, id, "")
 			}
-			request := &poddv1.MovePodRequest{Pod: c.Args().Get(0), Target: c.Args().Get(1)}
-			if c.Bool("dry-run") {
-				return p.checkMove(c.Context, client, format, request.Pod, request.Target)
-			}
+			request := &poddv1.MovePodRequest{Pod: c.Args().Get(0), Target: c.Args().Get(1), Strategy: c.String("strategy")}
 			if c.IsSet("timeout") {
 				request.Timeout = durationpb.New(c.Duration("timeout"))
 			}
 			if c.IsSet("max-downtime") {
 				request.MaxDowntime = durationpb.New(c.Duration("max-downtime"))
+			}
+			if c.Bool("dry-run") {
+				return p.checkMove(c.Context, client, format, request)
 			}
 			if c.Bool("detach") {
 				return p.detachMove(c.Context, client, format, request)
@@ -103,6 +118,9 @@ func checkMoveFlags(command *command, c *cli.Context) error {
 			return &usageError{command, fmt.Sprintf("--%s %s: want a time above 0", name, c.Duration(name))}
 		}
 	}
+	if _, err := pod.ParseStrategy(c.String("strategy")); err != nil {
+		return &usageError{command, "--strategy: " + strings.TrimPrefix(err.Error(), pod.ErrInvalid.Error()+": ")}
+	}
 	together := func(one string, others ...string) error {
 		for _, other := range others {
 			if c.IsSet(one) && c.IsSet(other) {
@@ -111,9 +129,9 @@ func checkMoveFlags(command *command, c *cli.Context) error {
 		}
 		return nil
 	}
-	err := together("cancel", "dry-run", "detach", "timeout", "max-downtime")
+	err := together("cancel", "dry-run", "detach", "timeout", "max-downtime", "strategy")
 	if err == nil {
-		err = together("dry-run", "detach", "timeout", "max-downtime")
+		err = together("dry-run", "detach", "timeout")
 	}
 	if err != nil {
 		return err
@@ -215,7 +233,7 @@ func (p *podctl) printWhereabouts(ctx context.Context, client *client, name stri
 
 // printObstacles says what is in the way of a move that preflight refused.
 func (p *podctl) printObstacles(ctx context.Context, client *client, name, target string) error {
-	check, err := client.checkMove(ctx, name, target)
+	check, err := client.checkMove(ctx, &poddv1.MovePodRequest{Pod: name, Target: target})
 	if err == nil && len(check.Blockers) > 0 {
 		if err := printBlockers(p.stderr, check.Blockers); err != nil {
 			return err

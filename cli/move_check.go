@@ -23,17 +23,23 @@ type checkView struct {
 	FileBytes   int64 `json:"fileBytes"`
 	Processes   int   `json:"processes"`
 	Connections int   `json:"connections"`
+	// Strategy is how the memory would be carried, and Reason why.
+	Strategy pod.Strategy `json:"strategy"`
+	Reason   string       `json:"reason"`
 }
 
-func (c *client) checkMove(ctx context.Context, name, target string) (checkView, error) {
-	response, err := c.moves.CheckMove(ctx, connect.NewRequest(&poddv1.CheckMoveRequest{Pod: name, Target: target}))
+func (c *client) checkMove(ctx context.Context, order *poddv1.MovePodRequest) (checkView, error) {
+	response, err := c.moves.CheckMove(ctx, connect.NewRequest(&poddv1.CheckMoveRequest{
+		Pod: order.GetPod(), Target: order.GetTarget(), Strategy: order.GetStrategy(), MaxDowntime: order.GetMaxDowntime(),
+	}))
 	if err != nil {
 		return checkView{}, err
 	}
 	m := response.Msg
 	v := checkView{
-		Pod: name, Target: target, Movable: len(m.GetBlockers()) == 0, Blockers: api.BlockersFromProto(m.GetBlockers()),
+		Pod: order.GetPod(), Target: order.GetTarget(), Movable: len(m.GetBlockers()) == 0, Blockers: api.BlockersFromProto(m.GetBlockers()),
 		MemoryBytes: m.GetMemoryBytes(), FileBytes: m.GetFileBytes(), Processes: int(m.GetProcesses()), Connections: int(m.GetConnections()),
+		Strategy: pod.Strategy(m.GetStrategy()), Reason: m.GetReason(),
 	}
 	if v.Blockers == nil {
 		v.Blockers = []pod.Blocker{}
@@ -42,8 +48,9 @@ func (c *client) checkMove(ctx context.Context, name, target string) (checkView,
 }
 
 // checkMove prints preflight's verdict; the exit code says it too.
-func (p *podctl) checkMove(ctx context.Context, client *client, f format, name, target string) error {
-	v, err := client.checkMove(ctx, name, target)
+func (p *podctl) checkMove(ctx context.Context, client *client, f format, order *poddv1.MovePodRequest) error {
+	name, target := order.GetPod(), order.GetTarget()
+	v, err := client.checkMove(ctx, order)
 	if err != nil {
 		return fmt.Errorf("checking whether %s can move to %s: %w", name, target, err)
 	}
@@ -56,6 +63,9 @@ func (p *podctl) checkMove(ctx context.Context, client *client, f format, name, 
 		_, err = fmt.Fprintf(p.stdout, "%s can be moved to %s: %s, %s, %s of memory, %s of files\n", name, target,
 			count(v.Processes, "process", "processes"), count(v.Connections, "connection", "connections"),
 			formatBytes(v.MemoryBytes), formatBytes(v.FileBytes))
+		if err == nil && v.Strategy != "" {
+			_, err = fmt.Fprintf(p.stdout, "strategy %s: %s\n", v.Strategy, v.Reason)
+		}
 	default:
 		fmt.Fprintf(p.stdout, "%s can't be moved to %s:\n", name, target)
 		err = printBlockers(p.stdout, v.Blockers)

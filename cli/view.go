@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"time"
@@ -28,11 +29,13 @@ type podView struct {
 	Move string `json:"move,omitempty"`
 	// HeldFor is how long the proxy has queued the pod's packets; absent unless
 	// it does.
-	HeldFor   *milliseconds `json:"heldForMs,omitempty"`
-	CreatedAt time.Time     `json:"createdAt"`
-	StartedAt time.Time     `json:"startedAt,omitzero"`
-	StoppedAt time.Time     `json:"stoppedAt,omitzero"`
-	Spec      pod.Spec      `json:"spec"`
+	HeldFor *milliseconds `json:"heldForMs,omitempty"`
+	// Arrival is present while memory is to come that follows the pod after a move.
+	Arrival   *arrivalView `json:"arrival,omitempty"`
+	CreatedAt time.Time    `json:"createdAt"`
+	StartedAt time.Time    `json:"startedAt,omitzero"`
+	StoppedAt time.Time    `json:"stoppedAt,omitzero"`
+	Spec      pod.Spec     `json:"spec"`
 }
 
 // bindingView is a binding without the host's name.
@@ -65,6 +68,7 @@ func viewPod(message *poddv1.Pod) podView {
 		held := milliseconds(message.GetHeldFor().AsDuration())
 		v.HeldFor = &held
 	}
+	v.Arrival = viewArrival(message.GetArrival())
 	return v
 }
 
@@ -78,8 +82,11 @@ func (v podView) held() string {
 
 // phase is the phase as tables show it.
 func (v podView) phase() string {
-	if v.ExitCode != nil {
+	switch {
+	case v.ExitCode != nil:
 		return fmt.Sprintf("%s (%d)", v.Phase, *v.ExitCode)
+	case v.Arrival != nil && v.Arrival.Stalled != "":
+		return fmt.Sprintf("%s (stalled)", v.Phase)
 	}
 	return string(v.Phase)
 }
@@ -160,10 +167,19 @@ type moveView struct {
 	SourceEpoch pod.Epoch     `json:"sourceEpoch"`
 	State       pod.MoveState `json:"state"`
 	Stage       pod.Stage     `json:"stage"`
-	Error       string        `json:"error,omitempty"`
-	FailedStage pod.Stage     `json:"failedStage,omitempty"`
-	StartedAt   time.Time     `json:"startedAt"`
-	EndedAt     time.Time     `json:"endedAt,omitzero"`
+	// Strategy is what was asked for, Chosen how the memory is carried, and Reason
+	// why podd chose that.
+	Strategy pod.Strategy `json:"strategy"`
+	Chosen   pod.Strategy `json:"chosen,omitempty"`
+	Reason   string       `json:"reason,omitempty"`
+	// MemoryPending says that the source keeps memory that the pod still needs.
+	MemoryPending bool `json:"memoryPending"`
+	// Arrival is how memory came that followed the pod.
+	Arrival     *arrivalView `json:"arrival,omitempty"`
+	Error       string       `json:"error,omitempty"`
+	FailedStage pod.Stage    `json:"failedStage,omitempty"`
+	StartedAt   time.Time    `json:"startedAt"`
+	EndedAt     time.Time    `json:"endedAt,omitzero"`
 	// Next is the binding that the commit puts in place.
 	Next    bindingView  `json:"next"`
 	Receipt *receiptView `json:"receipt,omitempty"`
@@ -171,18 +187,52 @@ type moveView struct {
 
 // receiptView is what a move measured; see pod.Receipt.
 type receiptView struct {
-	Stages           []stageView  `json:"stages"`
-	Freeze           milliseconds `json:"freezeMs"`
-	Excision         milliseconds `json:"excisionMs"`
-	Insertion        milliseconds `json:"insertionMs"`
-	Total            milliseconds `json:"totalMs"`
-	MemoryBytes      int64        `json:"memoryBytes"`
-	Pages            int64        `json:"pages"`
-	PresyncFileBytes int64        `json:"presyncFileBytes"`
-	FrozenFileBytes  int64        `json:"frozenFileBytes"`
-	ImageBytes       int64        `json:"imageBytes"`
-	Processes        int          `json:"processes"`
-	Connections      int          `json:"connections"`
+	Stages            []stageView  `json:"stages"`
+	Freeze            milliseconds `json:"freezeMs"`
+	Excision          milliseconds `json:"excisionMs"`
+	Insertion         milliseconds `json:"insertionMs"`
+	Total             milliseconds `json:"totalMs"`
+	MemoryBytes       int64        `json:"memoryBytes"`
+	Pages             int64        `json:"pages"`
+	PresyncFileBytes  int64        `json:"presyncFileBytes"`
+	FrozenFileBytes   int64        `json:"frozenFileBytes"`
+	ImageBytes        int64        `json:"imageBytes"`
+	CarriedBytes      int64        `json:"carriedBytes"`
+	PrecopyBytes      int64        `json:"precopyBytes"`
+	FrozenMemoryBytes int64        `json:"frozenMemoryBytes"`
+	LateMemoryBytes   int64        `json:"lateMemoryBytes"`
+	Passes            int          `json:"passes"`
+	Predicted         milliseconds `json:"predictedMs"`
+	Processes         int          `json:"processes"`
+	Connections       int          `json:"connections"`
+}
+
+// arrivalView is how memory comes that follows a pod; see pod.Arrival.
+type arrivalView struct {
+	Missing    int64        `json:"missingBytes"`
+	Stalled    string       `json:"stalled,omitempty"`
+	Faults     int64        `json:"faults"`
+	WorstFault milliseconds `json:"worstFaultMs"`
+	Duration   milliseconds `json:"durationMs"`
+}
+
+func viewArrival(a *poddv1.Arrival) *arrivalView {
+	if a == nil {
+		return nil
+	}
+	return &arrivalView{
+		Missing: a.GetMissing(), Stalled: a.GetStalled(), Faults: a.GetFaults(), WorstFault: milliseconds(a.GetWorstFault().AsDuration()),
+		Duration: milliseconds(a.GetDuration().AsDuration()),
+	}
+}
+
+// String is how memory comes, for people.
+func (a *arrivalView) String() string {
+	text := formatBytes(a.Missing) + " still to come"
+	if a.Stalled != "" {
+		text += "; the pod stands still: " + a.Stalled
+	}
+	return text
 }
 
 // stageView is one stage of a receipt.
@@ -198,12 +248,16 @@ func viewMove(m *poddv1.Move) moveView {
 		ID: move.ID, Pod: move.Pod, Source: move.Source, Target: move.Target, SourceEpoch: move.SourceEpoch,
 		State: move.State, Stage: move.Stage, Error: move.Error, FailedStage: move.FailedStage,
 		StartedAt: move.StartedAt, EndedAt: move.EndedAt, Next: viewBinding(m.GetNext()),
+		Strategy: cmp.Or(move.Strategy, pod.StrategyStopCopy), Chosen: move.Chosen, Reason: move.Reason,
+		MemoryPending: move.MemoryPending, Arrival: viewArrival(m.GetArrival()),
 	}
 	if r := move.Receipt; r != nil {
 		v.Receipt = &receiptView{
 			Stages: []stageView{}, Freeze: milliseconds(r.Freeze), Excision: milliseconds(r.Excision), Insertion: milliseconds(r.Insertion),
 			Total: milliseconds(r.Total), MemoryBytes: r.MemoryBytes, Pages: r.Pages, PresyncFileBytes: r.PresyncFileBytes,
 			FrozenFileBytes: r.FrozenFileBytes, ImageBytes: r.ImageBytes, Processes: r.Processes, Connections: r.Connections,
+			CarriedBytes: r.CarriedBytes, PrecopyBytes: r.PrecopyBytes, FrozenMemoryBytes: r.FrozenMemoryBytes,
+			LateMemoryBytes: r.LateMemoryBytes, Passes: r.Passes, Predicted: milliseconds(r.Predicted),
 		}
 		for _, s := range r.Stages {
 			v.Receipt.Stages = append(v.Receipt.Stages, stageView{s.Stage, milliseconds(s.Duration), s.Bytes})

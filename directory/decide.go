@@ -23,7 +23,7 @@ var (
 // CommitMove is the point of no return: in one transaction the pod's binding
 // becomes the move's Next, the pod runs, and the move is committed. It returns
 // nil if the move is committed, whoever asked first, and an error that wraps
-// ErrAborted if it was aborted. After pod.ErrUnavailable the outcome is unknown:
+// ErrAborted if it was aborted. The memory of a post-copy move is pending then. After pod.ErrUnavailable the outcome is unknown:
 // ask again.
 func (d *Directory) CommitMove(ctx context.Context, id string) error {
 	return d.decide(ctx, id, "committing", func(m *pod.Move, p *pod.Pod) error {
@@ -42,6 +42,7 @@ func (d *Directory) CommitMove(ctx context.Context, id string) error {
 			return fmt.Errorf("%w: pod %s is at epoch %d, not %d", pod.ErrConflict, m.Pod, p.Binding.Epoch, m.SourceEpoch)
 		}
 		m.State, m.Stage, m.Held = pod.MoveCommitted, pod.StageCommit, false
+		m.MemoryPending = m.Chosen == pod.StrategyPostCopy
 		p.Binding, p.Phase, p.Move = m.Next, pod.PhaseRunning, ""
 		return nil
 	})

@@ -233,7 +233,7 @@ func TestUnreachableLater(t *testing.T) {
 		"View":      func(ctx context.Context) error { _, err := d.View(ctx); return err },
 		"Cluster":   func(ctx context.Context) error { _, err := d.Cluster(ctx); return err },
 		"CreatePod": func(ctx context.Context) error { _, err := d.CreatePod(ctx, spec("x"), "a"); return err },
-		"BeginMove": func(ctx context.Context) error { _, err := d.BeginMove(ctx, "x", "a"); return err },
+		"BeginMove": func(ctx context.Context) error { _, err := d.BeginMove(ctx, "x", "a", pod.StrategyAuto); return err },
 		"Commit":    func(ctx context.Context) error { return d.CommitMove(ctx, "x") },
 		"Abort":     func(ctx context.Context) error { return d.AbortMove(ctx, "x", pod.StageDump, nil) },
 		"Register":  func(ctx context.Context) error { _, err := d.RegisterHost(ctx, host("a", 1)); return err },

@@ -89,8 +89,8 @@ func decodeMove(id string, kv *mvccpb.KeyValue) (*pod.Move, error) {
 	return decode[pod.Move](kv)
 }
 
-// FinishMove closes a committed move, with what it measured. Asking again
-// changes nothing. An error wraps ErrAborted, or pod.ErrConflict if the move has
+// FinishMove closes a committed move, with what it measured: the source has no
+// memory of the pod any more. Asking again changes nothing. An error wraps ErrAborted, or pod.ErrConflict if the move has
 // yet to be committed.
 func (d *Directory) FinishMove(ctx context.Context, id string, receipt *pod.Receipt) error {
 	err := d.updateMove(ctx, id, "finishing", func(m *pod.Move) error {
@@ -100,7 +100,7 @@ func (d *Directory) FinishMove(ctx context.Context, id string, receipt *pod.Rece
 		case pod.MoveQueued, pod.MoveRunning:
 			return fmt.Errorf("%w: move %s is not committed", pod.ErrConflict, id)
 		case pod.MoveCommitted:
-			m.State, m.Stage, m.Receipt = pod.MoveDone, pod.StageRelease, receipt
+			m.State, m.Stage, m.Receipt, m.MemoryPending = pod.MoveDone, pod.StageRelease, receipt, false
 			m.EndedAt = time.Now().UTC()
 		}
 		return nil

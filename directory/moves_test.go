@@ -11,7 +11,7 @@ import (
 
 func begin(t *testing.T, d *Directory, name, target string) *pod.Move {
 	t.Helper()
-	m, err := d.BeginMove(t.Context(), name, target)
+	m, err := d.BeginMove(t.Context(), name, target, pod.StrategyAuto)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestMoveCommitted(t *testing.T) {
 	wantErr(t, d.SetHeld(t.Context(), m.ID, true), ErrCommitted)
 
 	// a still has the old copy's files, c does not.
-	_, err = d.BeginMove(t.Context(), "x", "a")
+	_, err = d.BeginMove(t.Context(), "x", "a", pod.StrategyAuto)
 	wantErr(t, err, pod.ErrConflict, m.ID)
 	onward := begin(t, d, "x", "c")
 	if err := d.AbortMove(t.Context(), onward.ID, pod.StagePreflight, nil); err != nil {
@@ -128,11 +128,11 @@ func TestBeginMoveRefused(t *testing.T) {
 		{"orphan", "b", pod.ErrUnavailable, "host down"},
 		{"unborn", "b", pod.ErrPhase, "creating"},
 	} {
-		_, err := d.BeginMove(t.Context(), c.pod, c.target)
+		_, err := d.BeginMove(t.Context(), c.pod, c.target, pod.StrategyAuto)
 		wantErr(t, err, c.want, c.says)
 	}
 	m := begin(t, d, "x", "b")
-	_, err := d.BeginMove(t.Context(), "x", "c")
+	_, err := d.BeginMove(t.Context(), "x", "c", pod.StrategyAuto)
 	wantErr(t, err, pod.ErrConflict, m.ID)
 	moves, err := d.Moves(t.Context())
 	if err != nil {

@@ -164,7 +164,7 @@ func TestLabelsWrap(t *testing.T) {
 	d := newDirectory(t)
 	one := create(t, d, "one", "a") // label 1
 	running(t, d, "two", "a")       // label 2
-	m, err := d.BeginMove(t.Context(), "two", "b")
+	m, err := d.BeginMove(t.Context(), "two", "b", pod.StrategyAuto)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,8 @@ import (
 // ErrQueued means that it is not a move's turn yet.
 var ErrQueued = errors.New("the move has to wait")
 
-// BeginMove opens the journal entry of a move. If both hosts have room for one
+// BeginMove opens the journal entry of a move, which is to carry the memory by the
+// strategy. If both hosts have room for one
 // more the move begins: it gets a label for the next incarnation, and the pod
 // goes from PhaseRunning to PhaseMoving. Else it is queued and changes nothing
 // for the pod; AwaitTurn begins it. The error wraps pod.ErrNotFound (no such pod
@@ -26,7 +27,7 @@ var ErrQueued = errors.New("the move has to wait")
 // move has not finished; the text names it). When the directory itself is
 // unavailable nobody knows whether the move was opened; the move returned beside
 // that error has only the ID.
-func (d *Directory) BeginMove(ctx context.Context, podName, target string) (*pod.Move, error) {
+func (d *Directory) BeginMove(ctx context.Context, podName, target string, strategy pod.Strategy) (*pod.Move, error) {
 	// The ID is ours alone, so after a lost reply it tells our move from
 	// anybody else's. 10 base32 digits are 50 bits.
 	id := strings.ToLower(rand.Text()[:10])
@@ -46,7 +47,7 @@ func (d *Directory) BeginMove(ctx context.Context, podName, target string) (*pod
 		e.allocator.Moves++
 		e.move = &pod.Move{
 			ID: id, Pod: podName, Source: e.pod.Binding.Host, Target: target, SourceEpoch: e.pod.Binding.Epoch,
-			State: pod.MoveQueued, Stage: pod.StageQueued, Turn: e.allocator.Moves, StartedAt: time.Now().UTC(),
+			State: pod.MoveQueued, Stage: pod.StageQueued, Strategy: strategy, Turn: e.allocator.Moves, StartedAt: time.Now().UTC(),
 		}
 		if err := e.check(); err != nil {
 			return err
@@ -193,6 +194,8 @@ func (e *entry) check() error {
 		case other.ID == m.ID || other.Pod != m.Pod:
 		case other.State == pod.MoveQueued || other.State == pod.MoveRunning || other.Undoing():
 			return fmt.Errorf("%w: pod %s is being moved already (move %s)", pod.ErrConflict, m.Pod, other.ID)
+		case other.MemoryPending:
+			return fmt.Errorf("%w: %w", pod.ErrConflict, &ArrivingError{other})
 		case other.State == pod.MoveCommitted && other.Source == m.Target:
 			// Two incarnations would share the pod's directories.
 			return fmt.Errorf("%w: host %s is still cleaning up after move %s of pod %s", pod.ErrConflict, m.Target, other.ID, m.Pod)

@@ -47,7 +47,7 @@ func TestQueue(t *testing.T) {
 	if p, err := d.Pod(t.Context(), "x"); err != nil || p.Phase != pod.PhaseRunning || p.Move != "" || p.TriedEpoch != 0 {
 		t.Errorf("the pod is %+v, %v", p, err)
 	}
-	_, err := d.BeginMove(t.Context(), "x", "b")
+	_, err := d.BeginMove(t.Context(), "x", "b", pod.StrategyAuto)
 	wantErr(t, err, pod.ErrConflict, second.ID)
 	_, err = d.StartMove(t.Context(), second.ID)
 	wantErr(t, err, ErrQueued)
@@ -157,7 +157,7 @@ func TestQueueOfDeadHosts(t *testing.T) {
 	// One whose own target is down learns that when it is its turn.
 	lost := begin(t, d, "y", "b")
 	wantState(t, d, lost, pod.MoveQueued)
-	_, err := d.BeginMove(t.Context(), "y", "dead")
+	_, err := d.BeginMove(t.Context(), "y", "dead", pod.StrategyAuto)
 	wantErr(t, err, pod.ErrConflict, lost.ID)
 }
 
@@ -220,7 +220,7 @@ func TestFullHosts(t *testing.T) {
 		name := fmt.Sprintf("p%d", i)
 		running(t, d, name, from)
 		wait.Go(func() {
-			m, err := d.BeginMove(t.Context(), name, to)
+			m, err := d.BeginMove(t.Context(), name, to, pod.StrategyAuto)
 			for err == nil && m.State == pod.MoveQueued {
 				if err = d.AwaitTurn(t.Context(), m.ID); err != nil {
 					break
@@ -273,7 +273,7 @@ func TestCancelMove(t *testing.T) {
 		t.Errorf("the pod is %+v, %v", p, err)
 	}
 	wantErr(t, d.CommitMove(t.Context(), m.ID), ErrAborted, "enough")
-	_, err = d.BeginMove(t.Context(), "x", "c")
+	_, err = d.BeginMove(t.Context(), "x", "c", pod.StrategyAuto)
 	wantErr(t, err, pod.ErrConflict, m.ID)
 	for range 2 {
 		if err := d.AbortMove(t.Context(), m.ID, pod.StageDump, errors.New("the connection was lost")); err != nil {

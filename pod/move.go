@@ -60,6 +60,16 @@ type Move struct {
 	// Stage is the last one begun. Before a commit it is advisory: it
 	// explains, the State decides.
 	Stage Stage `json:"stage"`
+	// Strategy is what was asked for, Chosen how the memory is carried, and
+	// Reason why podd chose that. Chosen is empty until it is known.
+	Strategy Strategy `json:"strategy,omitempty"`
+	Chosen   Strategy `json:"chosen,omitempty"`
+	Reason   string   `json:"reason,omitempty"`
+	// MemoryPending says of a committed move that the source keeps memory which
+	// the pod still needs on the target.
+	MemoryPending bool `json:"memoryPending,omitempty"`
+	// Arrival is nil unless memory follows the pod.
+	Arrival *Arrival `json:"arrival,omitempty"`
 	// Held asks the proxy to queue the pod's packets.
 	Held bool `json:"held,omitempty"`
 	// Turn grows from move to move: the order in which those wait that have to.
@@ -92,7 +102,19 @@ type Receipt struct {
 	PresyncFileBytes int64 `json:"presyncFileBytes"`
 	FrozenFileBytes  int64 `json:"frozenFileBytes"`
 	ImageBytes       int64 `json:"imageBytes"`
-	Processes        int   `json:"processes"`
+	// CarriedBytes is the size of the memory that podd carried itself, and not
+	// CRIU. PrecopyBytes crossed for it in Passes passes while the pod ran,
+	// FrozenMemoryBytes while it was frozen, and LateMemoryBytes when it ran on
+	// the target.
+	CarriedBytes      int64 `json:"carriedBytes,omitempty"`
+	PrecopyBytes      int64 `json:"precopyBytes,omitempty"`
+	FrozenMemoryBytes int64 `json:"frozenMemoryBytes,omitempty"`
+	LateMemoryBytes   int64 `json:"lateMemoryBytes,omitempty"`
+	Passes            int   `json:"passes,omitempty"`
+	// Predicted is what Freeze was expected to be, before the freeze; 0 if
+	// nothing was.
+	Predicted time.Duration `json:"predicted,omitempty"`
+	Processes int           `json:"processes"`
 	// Connections is the number of established TCP connections carried.
 	Connections int `json:"connections"`
 }

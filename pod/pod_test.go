@@ -66,3 +66,18 @@ func TestSpecValidate(t *testing.T) {
 		}
 	}
 }
+
+func TestParseStrategy(t *testing.T) {
+	for _, s := range Strategies {
+		if got, err := ParseStrategy(string(s)); err != nil || got != s {
+			t.Errorf("%s: got %s, %v", s, got, err)
+		}
+	}
+	if got, err := ParseStrategy(""); err != nil || got != StrategyAuto {
+		t.Errorf("nothing: got %s, %v", got, err)
+	}
+	_, err := ParseStrategy("Post-Copy")
+	if want := `invalid: unknown strategy "Post-Copy": want auto, stop-copy, pre-copy, post-copy or checkpoint-server`; !errors.Is(err, ErrInvalid) || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}

@@ -22,13 +22,23 @@ type moveService struct {
 }
 
 func (s *moveService) CheckMove(ctx context.Context, r *connect.Request[poddv1.CheckMoveRequest]) (*connect.Response[poddv1.CheckMoveResponse], error) {
-	check, err := s.d.checkMove(ctx, r.Msg.GetPod(), r.Msg.GetTarget())
+	order, err := orderOf(&poddv1.MovePodRequest{
+		Pod: r.Msg.GetPod(), Target: r.Msg.GetTarget(), Strategy: r.Msg.GetStrategy(), MaxDowntime: r.Msg.GetMaxDowntime(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	chosen, reason, err := chooseStrategy(order.strategy)
+	if err != nil {
+		return nil, err
+	}
+	check, err := s.d.checkMove(ctx, order.pod, order.target)
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&poddv1.CheckMoveResponse{
 		Blockers: api.BlockersToProto(check.blockers), MemoryBytes: check.memoryBytes, FileBytes: check.fileBytes,
-		Processes: int32(check.processes), Connections: int32(check.connections),
+		Processes: int32(check.processes), Connections: int32(check.connections), Strategy: string(chosen), Reason: reason,
 	}), nil
 }
 
@@ -100,7 +110,11 @@ func (s *moveService) MovePod(ctx context.Context, r *connect.Request[poddv1.Mov
 
 // orderOf reads a request to move a pod.
 func orderOf(r *poddv1.MovePodRequest) (moveOrder, error) {
-	o := moveOrder{pod: r.GetPod(), target: r.GetTarget()}
+	strategy, err := pod.ParseStrategy(r.GetStrategy())
+	if err != nil {
+		return moveOrder{}, err
+	}
+	o := moveOrder{pod: r.GetPod(), target: r.GetTarget(), strategy: strategy}
 	for _, limit := range []struct {
 		name  string
 		given *durationpb.Duration

@@ -28,7 +28,7 @@ func TestRemoveOrphan(t *testing.T) {
 	if err := dir.UpdatePod(t.Context(), "alice", func(p *pod.Pod) error { p.Phase = pod.PhaseRunning; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	move, err := dir.BeginMove(t.Context(), "alice", "b")
+	move, err := dir.BeginMove(t.Context(), "alice", "b", pod.StrategyAuto)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 // moveOrder is what somebody wants moved, and on which terms.
 type moveOrder struct {
 	pod, target string
+	strategy    pod.Strategy
 	// timeout bounds everything up to the commit, maxDowntime how long the pod
 	// may be frozen; 0 means no limit of the caller's.
 	timeout, maxDowntime time.Duration

@@ -108,16 +108,17 @@ func TestBound(t *testing.T) {
 }
 
 func TestOrder(t *testing.T) {
-	o, err := orderOf(&poddv1.MovePodRequest{Pod: "alice", Target: "b", Timeout: durationpb.New(time.Minute), MaxDowntime: durationpb.New(time.Second)})
-	if want := (moveOrder{"alice", "b", time.Minute, time.Second}); err != nil || o != want {
+	o, err := orderOf(&poddv1.MovePodRequest{Pod: "alice", Target: "b", Timeout: durationpb.New(time.Minute), MaxDowntime: durationpb.New(time.Second), Strategy: "post-copy"})
+	if want := (moveOrder{"alice", "b", pod.StrategyPostCopy, time.Minute, time.Second}); err != nil || o != want {
 		t.Errorf("got %+v, %v; want %+v", o, err, want)
 	}
-	if o, err := orderOf(&poddv1.MovePodRequest{Pod: "alice", Target: "b"}); err != nil || o != (moveOrder{pod: "alice", target: "b"}) {
+	if o, err := orderOf(&poddv1.MovePodRequest{Pod: "alice", Target: "b"}); err != nil || o != (moveOrder{pod: "alice", target: "b", strategy: pod.StrategyAuto}) {
 		t.Errorf("got %+v, %v", o, err)
 	}
 	for _, bad := range []*poddv1.MovePodRequest{
 		{Timeout: durationpb.New(0)}, {Timeout: durationpb.New(-1)}, {MaxDowntime: durationpb.New(-time.Hour)},
 		{Timeout: &durationpb.Duration{Seconds: 1 << 62}},
+		{Strategy: "teleport"},
 	} {
 		if _, err := orderOf(bad); !errors.Is(err, pod.ErrInvalid) {
 			t.Errorf("%v: got %v, want that it is invalid", bad, err)

@@ -85,7 +85,7 @@ func beginMove(t *testing.T, d *directory.Directory, name string) *pod.Move {
 	if err := d.UpdatePod(t.Context(), name, func(p *pod.Pod) error { p.Phase = pod.PhaseRunning; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	m, err := d.BeginMove(t.Context(), name, "b")
+	m, err := d.BeginMove(t.Context(), name, "b", pod.StrategyAuto)
 	if err != nil {
 		t.Fatal(err)
 	}

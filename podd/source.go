@@ -63,6 +63,9 @@ type sourceMove struct {
 	files   *filesync.Source
 	dump    *checkpoint.Dump
 	images  string // directory
+	// chosen is how the memory is carried, reasonChosen why.
+	chosen       pod.Strategy
+	reasonChosen string
 	// frozenLimit is how long the pod may be frozen for the transfer.
 	frozenLimit time.Duration
 	// asked is set just before the restore is asked for: until then the
@@ -91,10 +94,15 @@ func (d *Daemon) movePod(ctx context.Context, order moveOrder, report func(progr
 	if err := m.at(pod.StagePreflight); err != nil {
 		return nil, fmt.Errorf("preflight: %w", err)
 	}
+	chosen, reason, err := chooseStrategy(order.strategy)
+	if err != nil {
+		return nil, fmt.Errorf("preflight: %w", err)
+	}
 	check, err := d.checkMove(ctx, order.pod, order.target)
 	if err != nil {
 		return nil, fmt.Errorf("preflight: %w", m.why(err))
 	}
+	m.chosen, m.reasonChosen = chosen, reason
 	if err := m.take(check); err != nil {
 		m.count(err)
 		return nil, err
@@ -106,7 +114,7 @@ func (d *Daemon) movePod(ctx context.Context, order moveOrder, report func(progr
 		return nil, err
 	}
 	defer func() { release() }()
-	if m.move, err = d.dir.BeginMove(ctx, order.pod, order.target); err != nil {
+	if m.move, err = d.dir.BeginMove(ctx, order.pod, order.target, order.strategy); err != nil {
 		err = fmt.Errorf("reserve: %w", m.why(err))
 		if unknown := m.move; unknown != nil {
 			d.background(func(ctx context.Context) { d.abortUnknown(ctx, unknown.ID, err) })
@@ -198,6 +206,9 @@ func (m *sourceMove) run(ctx context.Context) error {
 		}
 	}
 	if err := m.prepareDump(ctx); err != nil {
+		return err
+	}
+	if err := m.d.dir.ChooseStrategy(ctx, m.move.ID, m.chosen, m.reasonChosen); err != nil {
 		return err
 	}
 	if err := m.begin(ctx, pod.StageHold); err != nil {

@@ -41,7 +41,7 @@ func (s *site) hold(move string, host int) error {
 // beginMove opens the journal entry of a move and holds the pod.
 func (s *site) beginMove(p *testPod, target int) *pod.Move {
 	s.t.Helper()
-	m, err := s.dir.BeginMove(s.t.Context(), p.name, s.Hosts[target].Name)
+	m, err := s.dir.BeginMove(s.t.Context(), p.name, s.Hosts[target].Name, pod.StrategyAuto)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -347,8 +347,10 @@ type Pod struct {
 	StoppedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=stopped_at,json=stoppedAt,proto3" json:"stopped_at,omitempty"`
 	// Held says that the proxy queues the pod's packets, and HeldFor for how
 	// long.
-	Held          bool                 `protobuf:"varint,10,opt,name=held,proto3" json:"held,omitempty"`
-	HeldFor       *durationpb.Duration `protobuf:"bytes,11,opt,name=held_for,json=heldFor,proto3" json:"held_for,omitempty"`
+	Held    bool                 `protobuf:"varint,10,opt,name=held,proto3" json:"held,omitempty"`
+	HeldFor *durationpb.Duration `protobuf:"bytes,11,opt,name=held_for,json=heldFor,proto3" json:"held_for,omitempty"`
+	// Arrival is set while memory of the pod is still to come, after a move.
+	Arrival       *Arrival `protobuf:"bytes,12,opt,name=arrival,proto3" json:"arrival,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -456,6 +458,13 @@ func (x *Pod) GetHeld() bool {
 func (x *Pod) GetHeldFor() *durationpb.Duration {
 	if x != nil {
 		return x.HeldFor
+	}
+	return nil
+}
+
+func (x *Pod) GetArrival() *Arrival {
+	if x != nil {
+		return x.Arrival
 	}
 	return nil
 }
@@ -2906,21 +2915,27 @@ func (x *StageTime) GetBytes() int64 {
 }
 
 type Receipt struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Stages           []*StageTime           `protobuf:"bytes,1,rep,name=stages,proto3" json:"stages,omitempty"`
-	Freeze           *durationpb.Duration   `protobuf:"bytes,2,opt,name=freeze,proto3" json:"freeze,omitempty"`
-	Excision         *durationpb.Duration   `protobuf:"bytes,3,opt,name=excision,proto3" json:"excision,omitempty"`
-	Insertion        *durationpb.Duration   `protobuf:"bytes,4,opt,name=insertion,proto3" json:"insertion,omitempty"`
-	Total            *durationpb.Duration   `protobuf:"bytes,5,opt,name=total,proto3" json:"total,omitempty"`
-	MemoryBytes      int64                  `protobuf:"varint,6,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	Pages            int64                  `protobuf:"varint,7,opt,name=pages,proto3" json:"pages,omitempty"`
-	PresyncFileBytes int64                  `protobuf:"varint,8,opt,name=presync_file_bytes,json=presyncFileBytes,proto3" json:"presync_file_bytes,omitempty"`
-	FrozenFileBytes  int64                  `protobuf:"varint,9,opt,name=frozen_file_bytes,json=frozenFileBytes,proto3" json:"frozen_file_bytes,omitempty"`
-	ImageBytes       int64                  `protobuf:"varint,10,opt,name=image_bytes,json=imageBytes,proto3" json:"image_bytes,omitempty"`
-	Processes        int32                  `protobuf:"varint,11,opt,name=processes,proto3" json:"processes,omitempty"`
-	Connections      int32                  `protobuf:"varint,12,opt,name=connections,proto3" json:"connections,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Stages            []*StageTime           `protobuf:"bytes,1,rep,name=stages,proto3" json:"stages,omitempty"`
+	Freeze            *durationpb.Duration   `protobuf:"bytes,2,opt,name=freeze,proto3" json:"freeze,omitempty"`
+	Excision          *durationpb.Duration   `protobuf:"bytes,3,opt,name=excision,proto3" json:"excision,omitempty"`
+	Insertion         *durationpb.Duration   `protobuf:"bytes,4,opt,name=insertion,proto3" json:"insertion,omitempty"`
+	Total             *durationpb.Duration   `protobuf:"bytes,5,opt,name=total,proto3" json:"total,omitempty"`
+	MemoryBytes       int64                  `protobuf:"varint,6,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Pages             int64                  `protobuf:"varint,7,opt,name=pages,proto3" json:"pages,omitempty"`
+	PresyncFileBytes  int64                  `protobuf:"varint,8,opt,name=presync_file_bytes,json=presyncFileBytes,proto3" json:"presync_file_bytes,omitempty"`
+	FrozenFileBytes   int64                  `protobuf:"varint,9,opt,name=frozen_file_bytes,json=frozenFileBytes,proto3" json:"frozen_file_bytes,omitempty"`
+	ImageBytes        int64                  `protobuf:"varint,10,opt,name=image_bytes,json=imageBytes,proto3" json:"image_bytes,omitempty"`
+	Processes         int32                  `protobuf:"varint,11,opt,name=processes,proto3" json:"processes,omitempty"`
+	Connections       int32                  `protobuf:"varint,12,opt,name=connections,proto3" json:"connections,omitempty"`
+	CarriedBytes      int64                  `protobuf:"varint,13,opt,name=carried_bytes,json=carriedBytes,proto3" json:"carried_bytes,omitempty"`
+	PrecopyBytes      int64                  `protobuf:"varint,14,opt,name=precopy_bytes,json=precopyBytes,proto3" json:"precopy_bytes,omitempty"`
+	FrozenMemoryBytes int64                  `protobuf:"varint,15,opt,name=frozen_memory_bytes,json=frozenMemoryBytes,proto3" json:"frozen_memory_bytes,omitempty"`
+	LateMemoryBytes   int64                  `protobuf:"varint,16,opt,name=late_memory_bytes,json=lateMemoryBytes,proto3" json:"late_memory_bytes,omitempty"`
+	Passes            int32                  `protobuf:"varint,17,opt,name=passes,proto3" json:"passes,omitempty"`
+	Predicted         *durationpb.Duration   `protobuf:"bytes,18,opt,name=predicted,proto3" json:"predicted,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Receipt) Reset() {
@@ -3037,28 +3052,157 @@ func (x *Receipt) GetConnections() int32 {
 	return 0
 }
 
+func (x *Receipt) GetCarriedBytes() int64 {
+	if x != nil {
+		return x.CarriedBytes
+	}
+	return 0
+}
+
+func (x *Receipt) GetPrecopyBytes() int64 {
+	if x != nil {
+		return x.PrecopyBytes
+	}
+	return 0
+}
+
+func (x *Receipt) GetFrozenMemoryBytes() int64 {
+	if x != nil {
+		return x.FrozenMemoryBytes
+	}
+	return 0
+}
+
+func (x *Receipt) GetLateMemoryBytes() int64 {
+	if x != nil {
+		return x.LateMemoryBytes
+	}
+	return 0
+}
+
+func (x *Receipt) GetPasses() int32 {
+	if x != nil {
+		return x.Passes
+	}
+	return 0
+}
+
+func (x *Receipt) GetPredicted() *durationpb.Duration {
+	if x != nil {
+		return x.Predicted
+	}
+	return nil
+}
+
+// Arrival is how memory comes that follows a pod which already runs.
+type Arrival struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Missing int64                  `protobuf:"varint,1,opt,name=missing,proto3" json:"missing,omitempty"`
+	// Stalled is why the pod stands still until more comes.
+	Stalled    string               `protobuf:"bytes,2,opt,name=stalled,proto3" json:"stalled,omitempty"`
+	Faults     int64                `protobuf:"varint,3,opt,name=faults,proto3" json:"faults,omitempty"`
+	WorstFault *durationpb.Duration `protobuf:"bytes,4,opt,name=worst_fault,json=worstFault,proto3" json:"worst_fault,omitempty"`
+	// Duration is absent until all has come.
+	Duration      *durationpb.Duration `protobuf:"bytes,5,opt,name=duration,proto3" json:"duration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Arrival) Reset() {
+	*x = Arrival{}
+	mi := &file_podd_v1_podd_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Arrival) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Arrival) ProtoMessage() {}
+
+func (x *Arrival) ProtoReflect() protoreflect.Message {
+	mi := &file_podd_v1_podd_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Arrival.ProtoReflect.Descriptor instead.
+func (*Arrival) Descriptor() ([]byte, []int) {
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *Arrival) GetMissing() int64 {
+	if x != nil {
+		return x.Missing
+	}
+	return 0
+}
+
+func (x *Arrival) GetStalled() string {
+	if x != nil {
+		return x.Stalled
+	}
+	return ""
+}
+
+func (x *Arrival) GetFaults() int64 {
+	if x != nil {
+		return x.Faults
+	}
+	return 0
+}
+
+func (x *Arrival) GetWorstFault() *durationpb.Duration {
+	if x != nil {
+		return x.WorstFault
+	}
+	return nil
+}
+
+func (x *Arrival) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
 type Move struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Pod           string                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
-	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
-	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
-	SourceEpoch   uint64                 `protobuf:"varint,5,opt,name=source_epoch,json=sourceEpoch,proto3" json:"source_epoch,omitempty"`
-	State         string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
-	Stage         string                 `protobuf:"bytes,7,opt,name=stage,proto3" json:"stage,omitempty"`
-	Error         string                 `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
-	FailedStage   string                 `protobuf:"bytes,9,opt,name=failed_stage,json=failedStage,proto3" json:"failed_stage,omitempty"`
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
-	Receipt       *Receipt               `protobuf:"bytes,12,opt,name=receipt,proto3" json:"receipt,omitempty"`
-	Next          *Binding               `protobuf:"bytes,13,opt,name=next,proto3" json:"next,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Pod         string                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
+	Source      string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	Target      string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	SourceEpoch uint64                 `protobuf:"varint,5,opt,name=source_epoch,json=sourceEpoch,proto3" json:"source_epoch,omitempty"`
+	State       string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`
+	Stage       string                 `protobuf:"bytes,7,opt,name=stage,proto3" json:"stage,omitempty"`
+	Error       string                 `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
+	FailedStage string                 `protobuf:"bytes,9,opt,name=failed_stage,json=failedStage,proto3" json:"failed_stage,omitempty"`
+	StartedAt   *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	EndedAt     *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	Receipt     *Receipt               `protobuf:"bytes,12,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	Next        *Binding               `protobuf:"bytes,13,opt,name=next,proto3" json:"next,omitempty"`
+	// Strategy is what was asked for, Chosen how the memory is carried; see
+	// MovePodRequest. Reason is why podd chose that.
+	Strategy string `protobuf:"bytes,14,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	Chosen   string `protobuf:"bytes,15,opt,name=chosen,proto3" json:"chosen,omitempty"`
+	Reason   string `protobuf:"bytes,16,opt,name=reason,proto3" json:"reason,omitempty"`
+	// MemoryPending says that the source keeps memory that the pod still needs.
+	MemoryPending bool     `protobuf:"varint,17,opt,name=memory_pending,json=memoryPending,proto3" json:"memory_pending,omitempty"`
+	Arrival       *Arrival `protobuf:"bytes,18,opt,name=arrival,proto3" json:"arrival,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_podd_v1_podd_proto_msgTypes[44]
+	mi := &file_podd_v1_podd_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +3214,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[44]
+	mi := &file_podd_v1_podd_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3083,7 +3227,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{44}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Move) GetId() string {
@@ -3177,17 +3321,55 @@ func (x *Move) GetNext() *Binding {
 	return nil
 }
 
+func (x *Move) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *Move) GetChosen() string {
+	if x != nil {
+		return x.Chosen
+	}
+	return ""
+}
+
+func (x *Move) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Move) GetMemoryPending() bool {
+	if x != nil {
+		return x.MemoryPending
+	}
+	return false
+}
+
+func (x *Move) GetArrival() *Arrival {
+	if x != nil {
+		return x.Arrival
+	}
+	return nil
+}
+
 type CheckMoveRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pod           string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
-	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Pod    string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	Target string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// Strategy and MaxDowntime are those of MovePodRequest.
+	Strategy      string               `protobuf:"bytes,3,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	MaxDowntime   *durationpb.Duration `protobuf:"bytes,4,opt,name=max_downtime,json=maxDowntime,proto3" json:"max_downtime,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CheckMoveRequest) Reset() {
 	*x = CheckMoveRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[45]
+	mi := &file_podd_v1_podd_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3381,7 @@ func (x *CheckMoveRequest) String() string {
 func (*CheckMoveRequest) ProtoMessage() {}
 
 func (x *CheckMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[45]
+	mi := &file_podd_v1_podd_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3394,7 @@ func (x *CheckMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckMoveRequest.ProtoReflect.Descriptor instead.
 func (*CheckMoveRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{45}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CheckMoveRequest) GetPod() string {
@@ -3229,21 +3411,39 @@ func (x *CheckMoveRequest) GetTarget() string {
 	return ""
 }
 
+func (x *CheckMoveRequest) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *CheckMoveRequest) GetMaxDowntime() *durationpb.Duration {
+	if x != nil {
+		return x.MaxDowntime
+	}
+	return nil
+}
+
 type CheckMoveResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Blockers []*Blocker             `protobuf:"bytes,1,rep,name=blockers,proto3" json:"blockers,omitempty"`
 	// What would have to cross, as far as can be known beforehand.
-	MemoryBytes   int64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	FileBytes     int64 `protobuf:"varint,3,opt,name=file_bytes,json=fileBytes,proto3" json:"file_bytes,omitempty"`
-	Processes     int32 `protobuf:"varint,4,opt,name=processes,proto3" json:"processes,omitempty"`
-	Connections   int32 `protobuf:"varint,5,opt,name=connections,proto3" json:"connections,omitempty"`
+	MemoryBytes int64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	FileBytes   int64 `protobuf:"varint,3,opt,name=file_bytes,json=fileBytes,proto3" json:"file_bytes,omitempty"`
+	Processes   int32 `protobuf:"varint,4,opt,name=processes,proto3" json:"processes,omitempty"`
+	Connections int32 `protobuf:"varint,5,opt,name=connections,proto3" json:"connections,omitempty"`
+	// Strategy is how the memory would be carried, as far as can be known
+	// beforehand, and Reason why.
+	Strategy      string `protobuf:"bytes,6,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CheckMoveResponse) Reset() {
 	*x = CheckMoveResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[46]
+	mi := &file_podd_v1_podd_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +3455,7 @@ func (x *CheckMoveResponse) String() string {
 func (*CheckMoveResponse) ProtoMessage() {}
 
 func (x *CheckMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[46]
+	mi := &file_podd_v1_podd_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3268,7 +3468,7 @@ func (x *CheckMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckMoveResponse.ProtoReflect.Descriptor instead.
 func (*CheckMoveResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{46}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CheckMoveResponse) GetBlockers() []*Blocker {
@@ -3306,6 +3506,20 @@ func (x *CheckMoveResponse) GetConnections() int32 {
 	return 0
 }
 
+func (x *CheckMoveResponse) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *CheckMoveResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type MovePodRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Pod    string                 `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
@@ -3314,14 +3528,17 @@ type MovePodRequest struct {
 	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// MaxDowntime bounds how long the pod may be frozen: the move is undone
 	// rather than freeze it longer. Absent means the daemon's own limit.
-	MaxDowntime   *durationpb.Duration `protobuf:"bytes,4,opt,name=max_downtime,json=maxDowntime,proto3" json:"max_downtime,omitempty"`
+	MaxDowntime *durationpb.Duration `protobuf:"bytes,4,opt,name=max_downtime,json=maxDowntime,proto3" json:"max_downtime,omitempty"`
+	// Strategy is how the memory is carried: "auto", "stop-copy", "pre-copy",
+	// "post-copy" or "checkpoint-server". Empty means "auto": podd chooses.
+	Strategy      string `protobuf:"bytes,5,opt,name=strategy,proto3" json:"strategy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MovePodRequest) Reset() {
 	*x = MovePodRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[47]
+	mi := &file_podd_v1_podd_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3333,7 +3550,7 @@ func (x *MovePodRequest) String() string {
 func (*MovePodRequest) ProtoMessage() {}
 
 func (x *MovePodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[47]
+	mi := &file_podd_v1_podd_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3346,7 +3563,7 @@ func (x *MovePodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovePodRequest.ProtoReflect.Descriptor instead.
 func (*MovePodRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{47}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *MovePodRequest) GetPod() string {
@@ -3377,6 +3594,13 @@ func (x *MovePodRequest) GetMaxDowntime() *durationpb.Duration {
 	return nil
 }
 
+func (x *MovePodRequest) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
 type MovePodResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Stage begun, or unchanged while bytes grow.
@@ -3394,7 +3618,7 @@ type MovePodResponse struct {
 
 func (x *MovePodResponse) Reset() {
 	*x = MovePodResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[48]
+	mi := &file_podd_v1_podd_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3406,7 +3630,7 @@ func (x *MovePodResponse) String() string {
 func (*MovePodResponse) ProtoMessage() {}
 
 func (x *MovePodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[48]
+	mi := &file_podd_v1_podd_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3419,7 +3643,7 @@ func (x *MovePodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MovePodResponse.ProtoReflect.Descriptor instead.
 func (*MovePodResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{48}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *MovePodResponse) GetStage() string {
@@ -3473,7 +3697,7 @@ type ListMovesRequest struct {
 
 func (x *ListMovesRequest) Reset() {
 	*x = ListMovesRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[49]
+	mi := &file_podd_v1_podd_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3485,7 +3709,7 @@ func (x *ListMovesRequest) String() string {
 func (*ListMovesRequest) ProtoMessage() {}
 
 func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[49]
+	mi := &file_podd_v1_podd_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3498,7 +3722,7 @@ func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesRequest.ProtoReflect.Descriptor instead.
 func (*ListMovesRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{49}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListMovesRequest) GetPod() string {
@@ -3517,7 +3741,7 @@ type ListMovesResponse struct {
 
 func (x *ListMovesResponse) Reset() {
 	*x = ListMovesResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[50]
+	mi := &file_podd_v1_podd_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3529,7 +3753,7 @@ func (x *ListMovesResponse) String() string {
 func (*ListMovesResponse) ProtoMessage() {}
 
 func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[50]
+	mi := &file_podd_v1_podd_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3542,7 +3766,7 @@ func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesResponse.ProtoReflect.Descriptor instead.
 func (*ListMovesResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{50}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListMovesResponse) GetMoves() []*Move {
@@ -3561,7 +3785,7 @@ type GetMoveRequest struct {
 
 func (x *GetMoveRequest) Reset() {
 	*x = GetMoveRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[51]
+	mi := &file_podd_v1_podd_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3573,7 +3797,7 @@ func (x *GetMoveRequest) String() string {
 func (*GetMoveRequest) ProtoMessage() {}
 
 func (x *GetMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[51]
+	mi := &file_podd_v1_podd_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3586,7 +3810,7 @@ func (x *GetMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMoveRequest.ProtoReflect.Descriptor instead.
 func (*GetMoveRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{51}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetMoveRequest) GetId() string {
@@ -3605,7 +3829,7 @@ type GetMoveResponse struct {
 
 func (x *GetMoveResponse) Reset() {
 	*x = GetMoveResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[52]
+	mi := &file_podd_v1_podd_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +3841,7 @@ func (x *GetMoveResponse) String() string {
 func (*GetMoveResponse) ProtoMessage() {}
 
 func (x *GetMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[52]
+	mi := &file_podd_v1_podd_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +3854,7 @@ func (x *GetMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMoveResponse.ProtoReflect.Descriptor instead.
 func (*GetMoveResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{52}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetMoveResponse) GetMove() *Move {
@@ -3658,7 +3882,7 @@ type CheckTargetRequest struct {
 
 func (x *CheckTargetRequest) Reset() {
 	*x = CheckTargetRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[53]
+	mi := &file_podd_v1_podd_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3670,7 +3894,7 @@ func (x *CheckTargetRequest) String() string {
 func (*CheckTargetRequest) ProtoMessage() {}
 
 func (x *CheckTargetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[53]
+	mi := &file_podd_v1_podd_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3683,7 +3907,7 @@ func (x *CheckTargetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckTargetRequest.ProtoReflect.Descriptor instead.
 func (*CheckTargetRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{53}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CheckTargetRequest) GetSpec() *PodSpec {
@@ -3753,7 +3977,7 @@ type MappedFile struct {
 
 func (x *MappedFile) Reset() {
 	*x = MappedFile{}
-	mi := &file_podd_v1_podd_proto_msgTypes[54]
+	mi := &file_podd_v1_podd_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3765,7 +3989,7 @@ func (x *MappedFile) String() string {
 func (*MappedFile) ProtoMessage() {}
 
 func (x *MappedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[54]
+	mi := &file_podd_v1_podd_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3778,7 +4002,7 @@ func (x *MappedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MappedFile.ProtoReflect.Descriptor instead.
 func (*MappedFile) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{54}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *MappedFile) GetPath() string {
@@ -3811,7 +4035,7 @@ type CheckTargetResponse struct {
 
 func (x *CheckTargetResponse) Reset() {
 	*x = CheckTargetResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[55]
+	mi := &file_podd_v1_podd_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +4047,7 @@ func (x *CheckTargetResponse) String() string {
 func (*CheckTargetResponse) ProtoMessage() {}
 
 func (x *CheckTargetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[55]
+	mi := &file_podd_v1_podd_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +4060,7 @@ func (x *CheckTargetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckTargetResponse.ProtoReflect.Descriptor instead.
 func (*CheckTargetResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{55}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *CheckTargetResponse) GetBlockers() []*Blocker {
@@ -3855,7 +4079,7 @@ type HoldRequest struct {
 
 func (x *HoldRequest) Reset() {
 	*x = HoldRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[56]
+	mi := &file_podd_v1_podd_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3867,7 +4091,7 @@ func (x *HoldRequest) String() string {
 func (*HoldRequest) ProtoMessage() {}
 
 func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[56]
+	mi := &file_podd_v1_podd_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3880,7 +4104,7 @@ func (x *HoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
 func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{56}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *HoldRequest) GetMove() string {
@@ -3898,7 +4122,7 @@ type HoldResponse struct {
 
 func (x *HoldResponse) Reset() {
 	*x = HoldResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[57]
+	mi := &file_podd_v1_podd_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3910,7 +4134,7 @@ func (x *HoldResponse) String() string {
 func (*HoldResponse) ProtoMessage() {}
 
 func (x *HoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[57]
+	mi := &file_podd_v1_podd_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3923,7 +4147,7 @@ func (x *HoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
 func (*HoldResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{57}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{58}
 }
 
 type ListHoldsRequest struct {
@@ -3934,7 +4158,7 @@ type ListHoldsRequest struct {
 
 func (x *ListHoldsRequest) Reset() {
 	*x = ListHoldsRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[58]
+	mi := &file_podd_v1_podd_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3946,7 +4170,7 @@ func (x *ListHoldsRequest) String() string {
 func (*ListHoldsRequest) ProtoMessage() {}
 
 func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[58]
+	mi := &file_podd_v1_podd_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3959,7 +4183,7 @@ func (x *ListHoldsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsRequest.ProtoReflect.Descriptor instead.
 func (*ListHoldsRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{58}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{59}
 }
 
 type ListHoldsResponse struct {
@@ -3973,7 +4197,7 @@ type ListHoldsResponse struct {
 
 func (x *ListHoldsResponse) Reset() {
 	*x = ListHoldsResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[59]
+	mi := &file_podd_v1_podd_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3985,7 +4209,7 @@ func (x *ListHoldsResponse) String() string {
 func (*ListHoldsResponse) ProtoMessage() {}
 
 func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[59]
+	mi := &file_podd_v1_podd_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3998,7 +4222,7 @@ func (x *ListHoldsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHoldsResponse.ProtoReflect.Descriptor instead.
 func (*ListHoldsResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{59}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListHoldsResponse) GetHolds() []*Hold {
@@ -4029,7 +4253,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_podd_v1_podd_proto_msgTypes[60]
+	mi := &file_podd_v1_podd_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4041,7 +4265,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[60]
+	mi := &file_podd_v1_podd_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4054,7 +4278,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{60}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Hold) GetMove() string {
@@ -4095,7 +4319,7 @@ type CancelMoveRequest struct {
 
 func (x *CancelMoveRequest) Reset() {
 	*x = CancelMoveRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[61]
+	mi := &file_podd_v1_podd_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4107,7 +4331,7 @@ func (x *CancelMoveRequest) String() string {
 func (*CancelMoveRequest) ProtoMessage() {}
 
 func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[61]
+	mi := &file_podd_v1_podd_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4120,7 +4344,7 @@ func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveRequest.ProtoReflect.Descriptor instead.
 func (*CancelMoveRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{61}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CancelMoveRequest) GetId() string {
@@ -4146,7 +4370,7 @@ type CancelMoveResponse struct {
 
 func (x *CancelMoveResponse) Reset() {
 	*x = CancelMoveResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[62]
+	mi := &file_podd_v1_podd_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4158,7 +4382,7 @@ func (x *CancelMoveResponse) String() string {
 func (*CancelMoveResponse) ProtoMessage() {}
 
 func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[62]
+	mi := &file_podd_v1_podd_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4171,7 +4395,7 @@ func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveResponse.ProtoReflect.Descriptor instead.
 func (*CancelMoveResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{62}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CancelMoveResponse) GetMove() *Move {
@@ -4190,7 +4414,7 @@ type WaitMoveRequest struct {
 
 func (x *WaitMoveRequest) Reset() {
 	*x = WaitMoveRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[63]
+	mi := &file_podd_v1_podd_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4202,7 +4426,7 @@ func (x *WaitMoveRequest) String() string {
 func (*WaitMoveRequest) ProtoMessage() {}
 
 func (x *WaitMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[63]
+	mi := &file_podd_v1_podd_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4215,7 +4439,7 @@ func (x *WaitMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitMoveRequest.ProtoReflect.Descriptor instead.
 func (*WaitMoveRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{63}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *WaitMoveRequest) GetId() string {
@@ -4238,7 +4462,7 @@ type WaitMoveResponse struct {
 
 func (x *WaitMoveResponse) Reset() {
 	*x = WaitMoveResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[64]
+	mi := &file_podd_v1_podd_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4250,7 +4474,7 @@ func (x *WaitMoveResponse) String() string {
 func (*WaitMoveResponse) ProtoMessage() {}
 
 func (x *WaitMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[64]
+	mi := &file_podd_v1_podd_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4263,7 +4487,7 @@ func (x *WaitMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitMoveResponse.ProtoReflect.Descriptor instead.
 func (*WaitMoveResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{64}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *WaitMoveResponse) GetStage() string {
@@ -4306,7 +4530,7 @@ type CheckHostRequest struct {
 
 func (x *CheckHostRequest) Reset() {
 	*x = CheckHostRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[65]
+	mi := &file_podd_v1_podd_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4318,7 +4542,7 @@ func (x *CheckHostRequest) String() string {
 func (*CheckHostRequest) ProtoMessage() {}
 
 func (x *CheckHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[65]
+	mi := &file_podd_v1_podd_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4331,7 +4555,7 @@ func (x *CheckHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHostRequest.ProtoReflect.Descriptor instead.
 func (*CheckHostRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{65}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *CheckHostRequest) GetHost() string {
@@ -4363,7 +4587,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_podd_v1_podd_proto_msgTypes[66]
+	mi := &file_podd_v1_podd_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4375,7 +4599,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[66]
+	mi := &file_podd_v1_podd_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4388,7 +4612,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{66}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Finding) GetCheck() string {
@@ -4430,7 +4654,7 @@ type CheckHostResponse struct {
 
 func (x *CheckHostResponse) Reset() {
 	*x = CheckHostResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[67]
+	mi := &file_podd_v1_podd_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4442,7 +4666,7 @@ func (x *CheckHostResponse) String() string {
 func (*CheckHostResponse) ProtoMessage() {}
 
 func (x *CheckHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[67]
+	mi := &file_podd_v1_podd_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4455,7 +4679,7 @@ func (x *CheckHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHostResponse.ProtoReflect.Descriptor instead.
 func (*CheckHostResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{67}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CheckHostResponse) GetHost() string {
@@ -4480,7 +4704,7 @@ type CheckProxyRequest struct {
 
 func (x *CheckProxyRequest) Reset() {
 	*x = CheckProxyRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[68]
+	mi := &file_podd_v1_podd_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4492,7 +4716,7 @@ func (x *CheckProxyRequest) String() string {
 func (*CheckProxyRequest) ProtoMessage() {}
 
 func (x *CheckProxyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[68]
+	mi := &file_podd_v1_podd_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4505,7 +4729,7 @@ func (x *CheckProxyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckProxyRequest.ProtoReflect.Descriptor instead.
 func (*CheckProxyRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{68}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{69}
 }
 
 type CheckProxyResponse struct {
@@ -4518,7 +4742,7 @@ type CheckProxyResponse struct {
 
 func (x *CheckProxyResponse) Reset() {
 	*x = CheckProxyResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[69]
+	mi := &file_podd_v1_podd_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4530,7 +4754,7 @@ func (x *CheckProxyResponse) String() string {
 func (*CheckProxyResponse) ProtoMessage() {}
 
 func (x *CheckProxyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[69]
+	mi := &file_podd_v1_podd_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4543,7 +4767,7 @@ func (x *CheckProxyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckProxyResponse.ProtoReflect.Descriptor instead.
 func (*CheckProxyResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{69}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *CheckProxyResponse) GetProxy() string {
@@ -4570,7 +4794,7 @@ type RemoveHostRequest struct {
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[70]
+	mi := &file_podd_v1_podd_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4582,7 +4806,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[70]
+	mi := &file_podd_v1_podd_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4595,7 +4819,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{70}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -4613,7 +4837,7 @@ type RemoveHostResponse struct {
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[71]
+	mi := &file_podd_v1_podd_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4625,7 +4849,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[71]
+	mi := &file_podd_v1_podd_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4638,7 +4862,7 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{71}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{72}
 }
 
 type GetTrustRequest struct {
@@ -4649,7 +4873,7 @@ type GetTrustRequest struct {
 
 func (x *GetTrustRequest) Reset() {
 	*x = GetTrustRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[72]
+	mi := &file_podd_v1_podd_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4661,7 +4885,7 @@ func (x *GetTrustRequest) String() string {
 func (*GetTrustRequest) ProtoMessage() {}
 
 func (x *GetTrustRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[72]
+	mi := &file_podd_v1_podd_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4674,7 +4898,7 @@ func (x *GetTrustRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{72}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{73}
 }
 
 type GetTrustResponse struct {
@@ -4694,7 +4918,7 @@ type GetTrustResponse struct {
 
 func (x *GetTrustResponse) Reset() {
 	*x = GetTrustResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[73]
+	mi := &file_podd_v1_podd_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4706,7 +4930,7 @@ func (x *GetTrustResponse) String() string {
 func (*GetTrustResponse) ProtoMessage() {}
 
 func (x *GetTrustResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[73]
+	mi := &file_podd_v1_podd_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4719,7 +4943,7 @@ func (x *GetTrustResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustResponse.ProtoReflect.Descriptor instead.
 func (*GetTrustResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{73}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GetTrustResponse) GetAuthority() string {
@@ -4773,7 +4997,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[74]
+	mi := &file_podd_v1_podd_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4785,7 +5009,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[74]
+	mi := &file_podd_v1_podd_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4798,7 +5022,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{74}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *CreateTokenRequest) GetKind() string {
@@ -4839,7 +5063,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[75]
+	mi := &file_podd_v1_podd_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4851,7 +5075,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[75]
+	mi := &file_podd_v1_podd_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4864,7 +5088,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{75}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -4896,7 +5120,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_podd_v1_podd_proto_msgTypes[76]
+	mi := &file_podd_v1_podd_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4908,7 +5132,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[76]
+	mi := &file_podd_v1_podd_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4921,7 +5145,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{76}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Token) GetId() string {
@@ -4981,7 +5205,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[77]
+	mi := &file_podd_v1_podd_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4993,7 +5217,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[77]
+	mi := &file_podd_v1_podd_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5006,7 +5230,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{77}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{78}
 }
 
 type ListTokensResponse struct {
@@ -5018,7 +5242,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[78]
+	mi := &file_podd_v1_podd_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5030,7 +5254,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[78]
+	mi := &file_podd_v1_podd_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5043,7 +5267,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{78}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -5062,7 +5286,7 @@ type DeleteTokenRequest struct {
 
 func (x *DeleteTokenRequest) Reset() {
 	*x = DeleteTokenRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[79]
+	mi := &file_podd_v1_podd_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5074,7 +5298,7 @@ func (x *DeleteTokenRequest) String() string {
 func (*DeleteTokenRequest) ProtoMessage() {}
 
 func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[79]
+	mi := &file_podd_v1_podd_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5087,7 +5311,7 @@ func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{79}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *DeleteTokenRequest) GetId() string {
@@ -5105,7 +5329,7 @@ type DeleteTokenResponse struct {
 
 func (x *DeleteTokenResponse) Reset() {
 	*x = DeleteTokenResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[80]
+	mi := &file_podd_v1_podd_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5117,7 +5341,7 @@ func (x *DeleteTokenResponse) String() string {
 func (*DeleteTokenResponse) ProtoMessage() {}
 
 func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[80]
+	mi := &file_podd_v1_podd_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5130,7 +5354,7 @@ func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{80}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{81}
 }
 
 type Member struct {
@@ -5146,7 +5370,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_podd_v1_podd_proto_msgTypes[81]
+	mi := &file_podd_v1_podd_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5158,7 +5382,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[81]
+	mi := &file_podd_v1_podd_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5171,7 +5395,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{81}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Member) GetKind() string {
@@ -5210,7 +5434,7 @@ type ListMembersRequest struct {
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[82]
+	mi := &file_podd_v1_podd_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5222,7 +5446,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[82]
+	mi := &file_podd_v1_podd_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5235,7 +5459,7 @@ func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListMembersRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{82}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{83}
 }
 
 type ListMembersResponse struct {
@@ -5247,7 +5471,7 @@ type ListMembersResponse struct {
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[83]
+	mi := &file_podd_v1_podd_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5259,7 +5483,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[83]
+	mi := &file_podd_v1_podd_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5272,7 +5496,7 @@ func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
 func (*ListMembersResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{83}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ListMembersResponse) GetMembers() []*Member {
@@ -5291,7 +5515,7 @@ type RevokeUserRequest struct {
 
 func (x *RevokeUserRequest) Reset() {
 	*x = RevokeUserRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[84]
+	mi := &file_podd_v1_podd_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5303,7 +5527,7 @@ func (x *RevokeUserRequest) String() string {
 func (*RevokeUserRequest) ProtoMessage() {}
 
 func (x *RevokeUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[84]
+	mi := &file_podd_v1_podd_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5316,7 +5540,7 @@ func (x *RevokeUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeUserRequest.ProtoReflect.Descriptor instead.
 func (*RevokeUserRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{84}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RevokeUserRequest) GetName() string {
@@ -5334,7 +5558,7 @@ type RevokeUserResponse struct {
 
 func (x *RevokeUserResponse) Reset() {
 	*x = RevokeUserResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[85]
+	mi := &file_podd_v1_podd_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5346,7 +5570,7 @@ func (x *RevokeUserResponse) String() string {
 func (*RevokeUserResponse) ProtoMessage() {}
 
 func (x *RevokeUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[85]
+	mi := &file_podd_v1_podd_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5359,7 +5583,7 @@ func (x *RevokeUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeUserResponse.ProtoReflect.Descriptor instead.
 func (*RevokeUserResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{85}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{86}
 }
 
 type JoinRequest struct {
@@ -5381,7 +5605,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[86]
+	mi := &file_podd_v1_podd_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5393,7 +5617,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[86]
+	mi := &file_podd_v1_podd_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5406,7 +5630,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{86}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *JoinRequest) GetId() string {
@@ -5470,7 +5694,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[87]
+	mi := &file_podd_v1_podd_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5482,7 +5706,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[87]
+	mi := &file_podd_v1_podd_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5495,7 +5719,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{87}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *JoinResponse) GetCertificate() string {
@@ -5542,7 +5766,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[88]
+	mi := &file_podd_v1_podd_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5554,7 +5778,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[88]
+	mi := &file_podd_v1_podd_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5567,7 +5791,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{88}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RenewRequest) GetRequest() []byte {
@@ -5588,7 +5812,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[89]
+	mi := &file_podd_v1_podd_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5600,7 +5824,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[89]
+	mi := &file_podd_v1_podd_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5613,7 +5837,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{89}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RenewResponse) GetCertificate() string {
@@ -5644,7 +5868,7 @@ type CheckpointPodRequest struct {
 
 func (x *CheckpointPodRequest) Reset() {
 	*x = CheckpointPodRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[90]
+	mi := &file_podd_v1_podd_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5656,7 +5880,7 @@ func (x *CheckpointPodRequest) String() string {
 func (*CheckpointPodRequest) ProtoMessage() {}
 
 func (x *CheckpointPodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[90]
+	mi := &file_podd_v1_podd_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5669,7 +5893,7 @@ func (x *CheckpointPodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointPodRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointPodRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{90}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *CheckpointPodRequest) GetPod() string {
@@ -5716,7 +5940,7 @@ type CheckpointPodResponse struct {
 
 func (x *CheckpointPodResponse) Reset() {
 	*x = CheckpointPodResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[91]
+	mi := &file_podd_v1_podd_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5728,7 +5952,7 @@ func (x *CheckpointPodResponse) String() string {
 func (*CheckpointPodResponse) ProtoMessage() {}
 
 func (x *CheckpointPodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[91]
+	mi := &file_podd_v1_podd_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5741,7 +5965,7 @@ func (x *CheckpointPodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointPodResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointPodResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{91}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *CheckpointPodResponse) GetData() []byte {
@@ -5789,7 +6013,7 @@ type ConfirmCheckpointRequest struct {
 
 func (x *ConfirmCheckpointRequest) Reset() {
 	*x = ConfirmCheckpointRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[92]
+	mi := &file_podd_v1_podd_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5801,7 +6025,7 @@ func (x *ConfirmCheckpointRequest) String() string {
 func (*ConfirmCheckpointRequest) ProtoMessage() {}
 
 func (x *ConfirmCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[92]
+	mi := &file_podd_v1_podd_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5814,7 +6038,7 @@ func (x *ConfirmCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{92}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ConfirmCheckpointRequest) GetPod() string {
@@ -5839,7 +6063,7 @@ type ConfirmCheckpointResponse struct {
 
 func (x *ConfirmCheckpointResponse) Reset() {
 	*x = ConfirmCheckpointResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[93]
+	mi := &file_podd_v1_podd_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5851,7 +6075,7 @@ func (x *ConfirmCheckpointResponse) String() string {
 func (*ConfirmCheckpointResponse) ProtoMessage() {}
 
 func (x *ConfirmCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[93]
+	mi := &file_podd_v1_podd_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5864,7 +6088,7 @@ func (x *ConfirmCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{93}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{94}
 }
 
 type RestorePodHeader struct {
@@ -5881,7 +6105,7 @@ type RestorePodHeader struct {
 
 func (x *RestorePodHeader) Reset() {
 	*x = RestorePodHeader{}
-	mi := &file_podd_v1_podd_proto_msgTypes[94]
+	mi := &file_podd_v1_podd_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5893,7 +6117,7 @@ func (x *RestorePodHeader) String() string {
 func (*RestorePodHeader) ProtoMessage() {}
 
 func (x *RestorePodHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[94]
+	mi := &file_podd_v1_podd_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5906,7 +6130,7 @@ func (x *RestorePodHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestorePodHeader.ProtoReflect.Descriptor instead.
 func (*RestorePodHeader) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{94}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RestorePodHeader) GetHost() string {
@@ -5943,7 +6167,7 @@ type RestorePodRequest struct {
 
 func (x *RestorePodRequest) Reset() {
 	*x = RestorePodRequest{}
-	mi := &file_podd_v1_podd_proto_msgTypes[95]
+	mi := &file_podd_v1_podd_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5955,7 +6179,7 @@ func (x *RestorePodRequest) String() string {
 func (*RestorePodRequest) ProtoMessage() {}
 
 func (x *RestorePodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[95]
+	mi := &file_podd_v1_podd_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5968,7 +6192,7 @@ func (x *RestorePodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestorePodRequest.ProtoReflect.Descriptor instead.
 func (*RestorePodRequest) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{95}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RestorePodRequest) GetRequest() isRestorePodRequest_Request {
@@ -6021,7 +6245,7 @@ type RestorePodResponse struct {
 
 func (x *RestorePodResponse) Reset() {
 	*x = RestorePodResponse{}
-	mi := &file_podd_v1_podd_proto_msgTypes[96]
+	mi := &file_podd_v1_podd_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6033,7 +6257,7 @@ func (x *RestorePodResponse) String() string {
 func (*RestorePodResponse) ProtoMessage() {}
 
 func (x *RestorePodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_podd_v1_podd_proto_msgTypes[96]
+	mi := &file_podd_v1_podd_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6046,7 +6270,7 @@ func (x *RestorePodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestorePodResponse.ProtoReflect.Descriptor instead.
 func (*RestorePodResponse) Descriptor() ([]byte, []int) {
-	return file_podd_v1_podd_proto_rawDescGZIP(), []int{96}
+	return file_podd_v1_podd_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RestorePodResponse) GetPod() *Pod {
@@ -6090,7 +6314,7 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12)\n" +
 	"\x10physical_address\x18\x04 \x01(\tR\x0fphysicalAddress\x12\x14\n" +
 	"\x05label\x18\x05 \x01(\rR\x05label\x12\x14\n" +
-	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xb1\x03\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xdd\x03\n" +
 	"\x03Pod\x12$\n" +
 	"\x04spec\x18\x01 \x01(\v2\x10.podd.v1.PodSpecR\x04spec\x12*\n" +
 	"\abinding\x18\x02 \x01(\v2\x10.podd.v1.BindingR\abinding\x12\x14\n" +
@@ -6106,7 +6330,8 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"stopped_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstoppedAt\x12\x12\n" +
 	"\x04held\x18\n" +
 	" \x01(\bR\x04held\x124\n" +
-	"\bheld_for\x18\v \x01(\v2\x19.google.protobuf.DurationR\aheldFor\"\xe9\x02\n" +
+	"\bheld_for\x18\v \x01(\v2\x19.google.protobuf.DurationR\aheldFor\x12*\n" +
+	"\aarrival\x18\f \x01(\v2\x10.podd.v1.ArrivalR\aarrival\"\xe9\x02\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x10physical_address\x18\x02 \x01(\tR\x0fphysicalAddress\x12\x1f\n" +
@@ -6259,7 +6484,7 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	"\tStageTime\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x125\n" +
 	"\bduration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\xfd\x03\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\xf4\x05\n" +
 	"\aReceipt\x12*\n" +
 	"\x06stages\x18\x01 \x03(\v2\x12.podd.v1.StageTimeR\x06stages\x121\n" +
 	"\x06freeze\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06freeze\x125\n" +
@@ -6274,7 +6499,20 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	" \x01(\x03R\n" +
 	"imageBytes\x12\x1c\n" +
 	"\tprocesses\x18\v \x01(\x05R\tprocesses\x12 \n" +
-	"\vconnections\x18\f \x01(\x05R\vconnections\"\xa4\x03\n" +
+	"\vconnections\x18\f \x01(\x05R\vconnections\x12#\n" +
+	"\rcarried_bytes\x18\r \x01(\x03R\fcarriedBytes\x12#\n" +
+	"\rprecopy_bytes\x18\x0e \x01(\x03R\fprecopyBytes\x12.\n" +
+	"\x13frozen_memory_bytes\x18\x0f \x01(\x03R\x11frozenMemoryBytes\x12*\n" +
+	"\x11late_memory_bytes\x18\x10 \x01(\x03R\x0flateMemoryBytes\x12\x16\n" +
+	"\x06passes\x18\x11 \x01(\x05R\x06passes\x127\n" +
+	"\tpredicted\x18\x12 \x01(\v2\x19.google.protobuf.DurationR\tpredicted\"\xc8\x01\n" +
+	"\aArrival\x12\x18\n" +
+	"\amissing\x18\x01 \x01(\x03R\amissing\x12\x18\n" +
+	"\astalled\x18\x02 \x01(\tR\astalled\x12\x16\n" +
+	"\x06faults\x18\x03 \x01(\x03R\x06faults\x12:\n" +
+	"\vworst_fault\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"worstFault\x125\n" +
+	"\bduration\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bduration\"\xc3\x04\n" +
 	"\x04Move\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03pod\x18\x02 \x01(\tR\x03pod\x12\x16\n" +
@@ -6290,22 +6528,32 @@ const file_podd_v1_podd_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
 	"\bended_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12*\n" +
 	"\areceipt\x18\f \x01(\v2\x10.podd.v1.ReceiptR\areceipt\x12$\n" +
-	"\x04next\x18\r \x01(\v2\x10.podd.v1.BindingR\x04next\"<\n" +
+	"\x04next\x18\r \x01(\v2\x10.podd.v1.BindingR\x04next\x12\x1a\n" +
+	"\bstrategy\x18\x0e \x01(\tR\bstrategy\x12\x16\n" +
+	"\x06chosen\x18\x0f \x01(\tR\x06chosen\x12\x16\n" +
+	"\x06reason\x18\x10 \x01(\tR\x06reason\x12%\n" +
+	"\x0ememory_pending\x18\x11 \x01(\bR\rmemoryPending\x12*\n" +
+	"\aarrival\x18\x12 \x01(\v2\x10.podd.v1.ArrivalR\aarrival\"\x96\x01\n" +
 	"\x10CheckMoveRequest\x12\x10\n" +
 	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x16\n" +
-	"\x06target\x18\x02 \x01(\tR\x06target\"\xc3\x01\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x1a\n" +
+	"\bstrategy\x18\x03 \x01(\tR\bstrategy\x12<\n" +
+	"\fmax_downtime\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vmaxDowntime\"\xf7\x01\n" +
 	"\x11CheckMoveResponse\x12,\n" +
 	"\bblockers\x18\x01 \x03(\v2\x10.podd.v1.BlockerR\bblockers\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
 	"file_bytes\x18\x03 \x01(\x03R\tfileBytes\x12\x1c\n" +
 	"\tprocesses\x18\x04 \x01(\x05R\tprocesses\x12 \n" +
-	"\vconnections\x18\x05 \x01(\x05R\vconnections\"\xad\x01\n" +
+	"\vconnections\x18\x05 \x01(\x05R\vconnections\x12\x1a\n" +
+	"\bstrategy\x18\x06 \x01(\tR\bstrategy\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\"\xc9\x01\n" +
 	"\x0eMovePodRequest\x12\x10\n" +
 	"\x03pod\x18\x01 \x01(\tR\x03pod\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12<\n" +
-	"\fmax_downtime\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vmaxDowntime\"\xc6\x01\n" +
+	"\fmax_downtime\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vmaxDowntime\x12\x1a\n" +
+	"\bstrategy\x18\x05 \x01(\tR\bstrategy\"\xc6\x01\n" +
 	"\x0fMovePodResponse\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -6538,7 +6786,7 @@ func file_podd_v1_podd_proto_rawDescGZIP() []byte {
 	return file_podd_v1_podd_proto_rawDescData
 }
 
-var file_podd_v1_podd_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
+var file_podd_v1_podd_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
 var file_podd_v1_podd_proto_goTypes = []any{
 	(*Volume)(nil),                    // 0: podd.v1.Volume
 	(*PodSpec)(nil),                   // 1: podd.v1.PodSpec
@@ -6584,210 +6832,217 @@ var file_podd_v1_podd_proto_goTypes = []any{
 	(*Blocker)(nil),                   // 41: podd.v1.Blocker
 	(*StageTime)(nil),                 // 42: podd.v1.StageTime
 	(*Receipt)(nil),                   // 43: podd.v1.Receipt
-	(*Move)(nil),                      // 44: podd.v1.Move
-	(*CheckMoveRequest)(nil),          // 45: podd.v1.CheckMoveRequest
-	(*CheckMoveResponse)(nil),         // 46: podd.v1.CheckMoveResponse
-	(*MovePodRequest)(nil),            // 47: podd.v1.MovePodRequest
-	(*MovePodResponse)(nil),           // 48: podd.v1.MovePodResponse
-	(*ListMovesRequest)(nil),          // 49: podd.v1.ListMovesRequest
-	(*ListMovesResponse)(nil),         // 50: podd.v1.ListMovesResponse
-	(*GetMoveRequest)(nil),            // 51: podd.v1.GetMoveRequest
-	(*GetMoveResponse)(nil),           // 52: podd.v1.GetMoveResponse
-	(*CheckTargetRequest)(nil),        // 53: podd.v1.CheckTargetRequest
-	(*MappedFile)(nil),                // 54: podd.v1.MappedFile
-	(*CheckTargetResponse)(nil),       // 55: podd.v1.CheckTargetResponse
-	(*HoldRequest)(nil),               // 56: podd.v1.HoldRequest
-	(*HoldResponse)(nil),              // 57: podd.v1.HoldResponse
-	(*ListHoldsRequest)(nil),          // 58: podd.v1.ListHoldsRequest
-	(*ListHoldsResponse)(nil),         // 59: podd.v1.ListHoldsResponse
-	(*Hold)(nil),                      // 60: podd.v1.Hold
-	(*CancelMoveRequest)(nil),         // 61: podd.v1.CancelMoveRequest
-	(*CancelMoveResponse)(nil),        // 62: podd.v1.CancelMoveResponse
-	(*WaitMoveRequest)(nil),           // 63: podd.v1.WaitMoveRequest
-	(*WaitMoveResponse)(nil),          // 64: podd.v1.WaitMoveResponse
-	(*CheckHostRequest)(nil),          // 65: podd.v1.CheckHostRequest
-	(*Finding)(nil),                   // 66: podd.v1.Finding
-	(*CheckHostResponse)(nil),         // 67: podd.v1.CheckHostResponse
-	(*CheckProxyRequest)(nil),         // 68: podd.v1.CheckProxyRequest
-	(*CheckProxyResponse)(nil),        // 69: podd.v1.CheckProxyResponse
-	(*RemoveHostRequest)(nil),         // 70: podd.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),        // 71: podd.v1.RemoveHostResponse
-	(*GetTrustRequest)(nil),           // 72: podd.v1.GetTrustRequest
-	(*GetTrustResponse)(nil),          // 73: podd.v1.GetTrustResponse
-	(*CreateTokenRequest)(nil),        // 74: podd.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),       // 75: podd.v1.CreateTokenResponse
-	(*Token)(nil),                     // 76: podd.v1.Token
-	(*ListTokensRequest)(nil),         // 77: podd.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),        // 78: podd.v1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),        // 79: podd.v1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),       // 80: podd.v1.DeleteTokenResponse
-	(*Member)(nil),                    // 81: podd.v1.Member
-	(*ListMembersRequest)(nil),        // 82: podd.v1.ListMembersRequest
-	(*ListMembersResponse)(nil),       // 83: podd.v1.ListMembersResponse
-	(*RevokeUserRequest)(nil),         // 84: podd.v1.RevokeUserRequest
-	(*RevokeUserResponse)(nil),        // 85: podd.v1.RevokeUserResponse
-	(*JoinRequest)(nil),               // 86: podd.v1.JoinRequest
-	(*JoinResponse)(nil),              // 87: podd.v1.JoinResponse
-	(*RenewRequest)(nil),              // 88: podd.v1.RenewRequest
-	(*RenewResponse)(nil),             // 89: podd.v1.RenewResponse
-	(*CheckpointPodRequest)(nil),      // 90: podd.v1.CheckpointPodRequest
-	(*CheckpointPodResponse)(nil),     // 91: podd.v1.CheckpointPodResponse
-	(*ConfirmCheckpointRequest)(nil),  // 92: podd.v1.ConfirmCheckpointRequest
-	(*ConfirmCheckpointResponse)(nil), // 93: podd.v1.ConfirmCheckpointResponse
-	(*RestorePodHeader)(nil),          // 94: podd.v1.RestorePodHeader
-	(*RestorePodRequest)(nil),         // 95: podd.v1.RestorePodRequest
-	(*RestorePodResponse)(nil),        // 96: podd.v1.RestorePodResponse
-	(*timestamppb.Timestamp)(nil),     // 97: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 98: google.protobuf.Duration
+	(*Arrival)(nil),                   // 44: podd.v1.Arrival
+	(*Move)(nil),                      // 45: podd.v1.Move
+	(*CheckMoveRequest)(nil),          // 46: podd.v1.CheckMoveRequest
+	(*CheckMoveResponse)(nil),         // 47: podd.v1.CheckMoveResponse
+	(*MovePodRequest)(nil),            // 48: podd.v1.MovePodRequest
+	(*MovePodResponse)(nil),           // 49: podd.v1.MovePodResponse
+	(*ListMovesRequest)(nil),          // 50: podd.v1.ListMovesRequest
+	(*ListMovesResponse)(nil),         // 51: podd.v1.ListMovesResponse
+	(*GetMoveRequest)(nil),            // 52: podd.v1.GetMoveRequest
+	(*GetMoveResponse)(nil),           // 53: podd.v1.GetMoveResponse
+	(*CheckTargetRequest)(nil),        // 54: podd.v1.CheckTargetRequest
+	(*MappedFile)(nil),                // 55: podd.v1.MappedFile
+	(*CheckTargetResponse)(nil),       // 56: podd.v1.CheckTargetResponse
+	(*HoldRequest)(nil),               // 57: podd.v1.HoldRequest
+	(*HoldResponse)(nil),              // 58: podd.v1.HoldResponse
+	(*ListHoldsRequest)(nil),          // 59: podd.v1.ListHoldsRequest
+	(*ListHoldsResponse)(nil),         // 60: podd.v1.ListHoldsResponse
+	(*Hold)(nil),                      // 61: podd.v1.Hold
+	(*CancelMoveRequest)(nil),         // 62: podd.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),        // 63: podd.v1.CancelMoveResponse
+	(*WaitMoveRequest)(nil),           // 64: podd.v1.WaitMoveRequest
+	(*WaitMoveResponse)(nil),          // 65: podd.v1.WaitMoveResponse
+	(*CheckHostRequest)(nil),          // 66: podd.v1.CheckHostRequest
+	(*Finding)(nil),                   // 67: podd.v1.Finding
+	(*CheckHostResponse)(nil),         // 68: podd.v1.CheckHostResponse
+	(*CheckProxyRequest)(nil),         // 69: podd.v1.CheckProxyRequest
+	(*CheckProxyResponse)(nil),        // 70: podd.v1.CheckProxyResponse
+	(*RemoveHostRequest)(nil),         // 71: podd.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),        // 72: podd.v1.RemoveHostResponse
+	(*GetTrustRequest)(nil),           // 73: podd.v1.GetTrustRequest
+	(*GetTrustResponse)(nil),          // 74: podd.v1.GetTrustResponse
+	(*CreateTokenRequest)(nil),        // 75: podd.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),       // 76: podd.v1.CreateTokenResponse
+	(*Token)(nil),                     // 77: podd.v1.Token
+	(*ListTokensRequest)(nil),         // 78: podd.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 79: podd.v1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),        // 80: podd.v1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),       // 81: podd.v1.DeleteTokenResponse
+	(*Member)(nil),                    // 82: podd.v1.Member
+	(*ListMembersRequest)(nil),        // 83: podd.v1.ListMembersRequest
+	(*ListMembersResponse)(nil),       // 84: podd.v1.ListMembersResponse
+	(*RevokeUserRequest)(nil),         // 85: podd.v1.RevokeUserRequest
+	(*RevokeUserResponse)(nil),        // 86: podd.v1.RevokeUserResponse
+	(*JoinRequest)(nil),               // 87: podd.v1.JoinRequest
+	(*JoinResponse)(nil),              // 88: podd.v1.JoinResponse
+	(*RenewRequest)(nil),              // 89: podd.v1.RenewRequest
+	(*RenewResponse)(nil),             // 90: podd.v1.RenewResponse
+	(*CheckpointPodRequest)(nil),      // 91: podd.v1.CheckpointPodRequest
+	(*CheckpointPodResponse)(nil),     // 92: podd.v1.CheckpointPodResponse
+	(*ConfirmCheckpointRequest)(nil),  // 93: podd.v1.ConfirmCheckpointRequest
+	(*ConfirmCheckpointResponse)(nil), // 94: podd.v1.ConfirmCheckpointResponse
+	(*RestorePodHeader)(nil),          // 95: podd.v1.RestorePodHeader
+	(*RestorePodRequest)(nil),         // 96: podd.v1.RestorePodRequest
+	(*RestorePodResponse)(nil),        // 97: podd.v1.RestorePodResponse
+	(*timestamppb.Timestamp)(nil),     // 98: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 99: google.protobuf.Duration
 }
 var file_podd_v1_podd_proto_depIdxs = []int32{
 	0,   // 0: podd.v1.PodSpec.volumes:type_name -> podd.v1.Volume
 	1,   // 1: podd.v1.Pod.spec:type_name -> podd.v1.PodSpec
 	2,   // 2: podd.v1.Pod.binding:type_name -> podd.v1.Binding
-	97,  // 3: podd.v1.Pod.created_at:type_name -> google.protobuf.Timestamp
-	97,  // 4: podd.v1.Pod.started_at:type_name -> google.protobuf.Timestamp
-	97,  // 5: podd.v1.Pod.stopped_at:type_name -> google.protobuf.Timestamp
-	98,  // 6: podd.v1.Pod.held_for:type_name -> google.protobuf.Duration
-	97,  // 7: podd.v1.Host.started_at:type_name -> google.protobuf.Timestamp
-	1,   // 8: podd.v1.CreatePodRequest.spec:type_name -> podd.v1.PodSpec
-	3,   // 9: podd.v1.CreatePodResponse.pod:type_name -> podd.v1.Pod
-	3,   // 10: podd.v1.ListPodsResponse.pods:type_name -> podd.v1.Pod
-	3,   // 11: podd.v1.GetPodResponse.pod:type_name -> podd.v1.Pod
-	98,  // 12: podd.v1.StopPodRequest.timeout:type_name -> google.protobuf.Duration
-	19,  // 13: podd.v1.LogsRequest.from:type_name -> podd.v1.OutputPosition
-	19,  // 14: podd.v1.LogsResponse.position:type_name -> podd.v1.OutputPosition
-	22,  // 15: podd.v1.ExecStart.window:type_name -> podd.v1.WindowSize
-	23,  // 16: podd.v1.ExecRequest.start:type_name -> podd.v1.ExecStart
-	22,  // 17: podd.v1.ExecRequest.window:type_name -> podd.v1.WindowSize
-	22,  // 18: podd.v1.AttachStart.window:type_name -> podd.v1.WindowSize
-	19,  // 19: podd.v1.AttachStart.from:type_name -> podd.v1.OutputPosition
-	26,  // 20: podd.v1.AttachRequest.start:type_name -> podd.v1.AttachStart
-	22,  // 21: podd.v1.AttachRequest.window:type_name -> podd.v1.WindowSize
-	19,  // 22: podd.v1.AttachResponse.position:type_name -> podd.v1.OutputPosition
-	97,  // 23: podd.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	30,  // 24: podd.v1.ImportImageRequest.header:type_name -> podd.v1.ImportImageHeader
-	29,  // 25: podd.v1.ImportImageResponse.image:type_name -> podd.v1.Image
-	29,  // 26: podd.v1.ListImagesResponse.images:type_name -> podd.v1.Image
-	4,   // 27: podd.v1.ListHostsResponse.hosts:type_name -> podd.v1.Host
-	97,  // 28: podd.v1.GetVersionResponse.time:type_name -> google.protobuf.Timestamp
-	98,  // 29: podd.v1.StageTime.duration:type_name -> google.protobuf.Duration
-	42,  // 30: podd.v1.Receipt.stages:type_name -> podd.v1.StageTime
-	98,  // 31: podd.v1.Receipt.freeze:type_name -> google.protobuf.Duration
-	98,  // 32: podd.v1.Receipt.excision:type_name -> google.protobuf.Duration
-	98,  // 33: podd.v1.Receipt.insertion:type_name -> google.protobuf.Duration
-	98,  // 34: podd.v1.Receipt.total:type_name -> google.protobuf.Duration
-	97,  // 35: podd.v1.Move.started_at:type_name -> google.protobuf.Timestamp
-	97,  // 36: podd.v1.Move.ended_at:type_name -> google.protobuf.Timestamp
-	43,  // 37: podd.v1.Move.receipt:type_name -> podd.v1.Receipt
-	2,   // 38: podd.v1.Move.next:type_name -> podd.v1.Binding
-	41,  // 39: podd.v1.CheckMoveResponse.blockers:type_name -> podd.v1.Blocker
-	98,  // 40: podd.v1.MovePodRequest.timeout:type_name -> google.protobuf.Duration
-	98,  // 41: podd.v1.MovePodRequest.max_downtime:type_name -> google.protobuf.Duration
-	98,  // 42: podd.v1.MovePodResponse.elapsed:type_name -> google.protobuf.Duration
-	44,  // 43: podd.v1.MovePodResponse.move:type_name -> podd.v1.Move
-	44,  // 44: podd.v1.ListMovesResponse.moves:type_name -> podd.v1.Move
-	44,  // 45: podd.v1.GetMoveResponse.move:type_name -> podd.v1.Move
-	1,   // 46: podd.v1.CheckTargetRequest.spec:type_name -> podd.v1.PodSpec
-	54,  // 47: podd.v1.CheckTargetRequest.mapped_files:type_name -> podd.v1.MappedFile
-	41,  // 48: podd.v1.CheckTargetResponse.blockers:type_name -> podd.v1.Blocker
-	60,  // 49: podd.v1.ListHoldsResponse.holds:type_name -> podd.v1.Hold
-	97,  // 50: podd.v1.ListHoldsResponse.time:type_name -> google.protobuf.Timestamp
-	98,  // 51: podd.v1.Hold.duration:type_name -> google.protobuf.Duration
-	98,  // 52: podd.v1.Hold.limit:type_name -> google.protobuf.Duration
-	44,  // 53: podd.v1.CancelMoveResponse.move:type_name -> podd.v1.Move
-	98,  // 54: podd.v1.WaitMoveResponse.elapsed:type_name -> google.protobuf.Duration
-	44,  // 55: podd.v1.WaitMoveResponse.move:type_name -> podd.v1.Move
-	66,  // 56: podd.v1.CheckHostResponse.findings:type_name -> podd.v1.Finding
-	66,  // 57: podd.v1.CheckProxyResponse.findings:type_name -> podd.v1.Finding
-	98,  // 58: podd.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	97,  // 59: podd.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	97,  // 60: podd.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	76,  // 61: podd.v1.ListTokensResponse.tokens:type_name -> podd.v1.Token
-	97,  // 62: podd.v1.Member.expires_at:type_name -> google.protobuf.Timestamp
-	81,  // 63: podd.v1.ListMembersResponse.members:type_name -> podd.v1.Member
-	94,  // 64: podd.v1.RestorePodRequest.header:type_name -> podd.v1.RestorePodHeader
-	3,   // 65: podd.v1.RestorePodResponse.pod:type_name -> podd.v1.Pod
-	5,   // 66: podd.v1.PodService.CreatePod:input_type -> podd.v1.CreatePodRequest
-	7,   // 67: podd.v1.PodService.ListPods:input_type -> podd.v1.ListPodsRequest
-	9,   // 68: podd.v1.PodService.GetPod:input_type -> podd.v1.GetPodRequest
-	11,  // 69: podd.v1.PodService.WaitPod:input_type -> podd.v1.WaitPodRequest
-	13,  // 70: podd.v1.PodService.StopPod:input_type -> podd.v1.StopPodRequest
-	15,  // 71: podd.v1.PodService.KillPod:input_type -> podd.v1.KillPodRequest
-	17,  // 72: podd.v1.PodService.RemovePod:input_type -> podd.v1.RemovePodRequest
-	20,  // 73: podd.v1.PodService.Logs:input_type -> podd.v1.LogsRequest
-	24,  // 74: podd.v1.PodService.Exec:input_type -> podd.v1.ExecRequest
-	27,  // 75: podd.v1.PodService.Attach:input_type -> podd.v1.AttachRequest
-	90,  // 76: podd.v1.PodService.CheckpointPod:input_type -> podd.v1.CheckpointPodRequest
-	92,  // 77: podd.v1.PodService.ConfirmCheckpoint:input_type -> podd.v1.ConfirmCheckpointRequest
-	95,  // 78: podd.v1.PodService.RestorePod:input_type -> podd.v1.RestorePodRequest
-	31,  // 79: podd.v1.ImageService.ImportImage:input_type -> podd.v1.ImportImageRequest
-	33,  // 80: podd.v1.ImageService.ListImages:input_type -> podd.v1.ListImagesRequest
-	35,  // 81: podd.v1.ImageService.RemoveImage:input_type -> podd.v1.RemoveImageRequest
-	37,  // 82: podd.v1.HostService.ListHosts:input_type -> podd.v1.ListHostsRequest
-	39,  // 83: podd.v1.HostService.GetVersion:input_type -> podd.v1.GetVersionRequest
-	65,  // 84: podd.v1.HostService.CheckHost:input_type -> podd.v1.CheckHostRequest
-	70,  // 85: podd.v1.HostService.RemoveHost:input_type -> podd.v1.RemoveHostRequest
-	72,  // 86: podd.v1.TrustService.GetTrust:input_type -> podd.v1.GetTrustRequest
-	74,  // 87: podd.v1.TrustService.CreateToken:input_type -> podd.v1.CreateTokenRequest
-	77,  // 88: podd.v1.TrustService.ListTokens:input_type -> podd.v1.ListTokensRequest
-	79,  // 89: podd.v1.TrustService.DeleteToken:input_type -> podd.v1.DeleteTokenRequest
-	82,  // 90: podd.v1.TrustService.ListMembers:input_type -> podd.v1.ListMembersRequest
-	84,  // 91: podd.v1.TrustService.RevokeUser:input_type -> podd.v1.RevokeUserRequest
-	86,  // 92: podd.v1.TrustService.Join:input_type -> podd.v1.JoinRequest
-	88,  // 93: podd.v1.TrustService.Renew:input_type -> podd.v1.RenewRequest
-	45,  // 94: podd.v1.MoveService.CheckMove:input_type -> podd.v1.CheckMoveRequest
-	47,  // 95: podd.v1.MoveService.MovePod:input_type -> podd.v1.MovePodRequest
-	49,  // 96: podd.v1.MoveService.ListMoves:input_type -> podd.v1.ListMovesRequest
-	51,  // 97: podd.v1.MoveService.GetMove:input_type -> podd.v1.GetMoveRequest
-	61,  // 98: podd.v1.MoveService.CancelMove:input_type -> podd.v1.CancelMoveRequest
-	63,  // 99: podd.v1.MoveService.WaitMove:input_type -> podd.v1.WaitMoveRequest
-	53,  // 100: podd.v1.TargetService.CheckTarget:input_type -> podd.v1.CheckTargetRequest
-	56,  // 101: podd.v1.ProxyService.Hold:input_type -> podd.v1.HoldRequest
-	58,  // 102: podd.v1.ProxyService.ListHolds:input_type -> podd.v1.ListHoldsRequest
-	68,  // 103: podd.v1.ProxyService.CheckProxy:input_type -> podd.v1.CheckProxyRequest
-	6,   // 104: podd.v1.PodService.CreatePod:output_type -> podd.v1.CreatePodResponse
-	8,   // 105: podd.v1.PodService.ListPods:output_type -> podd.v1.ListPodsResponse
-	10,  // 106: podd.v1.PodService.GetPod:output_type -> podd.v1.GetPodResponse
-	12,  // 107: podd.v1.PodService.WaitPod:output_type -> podd.v1.WaitPodResponse
-	14,  // 108: podd.v1.PodService.StopPod:output_type -> podd.v1.StopPodResponse
-	16,  // 109: podd.v1.PodService.KillPod:output_type -> podd.v1.KillPodResponse
-	18,  // 110: podd.v1.PodService.RemovePod:output_type -> podd.v1.RemovePodResponse
-	21,  // 111: podd.v1.PodService.Logs:output_type -> podd.v1.LogsResponse
-	25,  // 112: podd.v1.PodService.Exec:output_type -> podd.v1.ExecResponse
-	28,  // 113: podd.v1.PodService.Attach:output_type -> podd.v1.AttachResponse
-	91,  // 114: podd.v1.PodService.CheckpointPod:output_type -> podd.v1.CheckpointPodResponse
-	93,  // 115: podd.v1.PodService.ConfirmCheckpoint:output_type -> podd.v1.ConfirmCheckpointResponse
-	96,  // 116: podd.v1.PodService.RestorePod:output_type -> podd.v1.RestorePodResponse
-	32,  // 117: podd.v1.ImageService.ImportImage:output_type -> podd.v1.ImportImageResponse
-	34,  // 118: podd.v1.ImageService.ListImages:output_type -> podd.v1.ListImagesResponse
-	36,  // 119: podd.v1.ImageService.RemoveImage:output_type -> podd.v1.RemoveImageResponse
-	38,  // 120: podd.v1.HostService.ListHosts:output_type -> podd.v1.ListHostsResponse
-	40,  // 121: podd.v1.HostService.GetVersion:output_type -> podd.v1.GetVersionResponse
-	67,  // 122: podd.v1.HostService.CheckHost:output_type -> podd.v1.CheckHostResponse
-	71,  // 123: podd.v1.HostService.RemoveHost:output_type -> podd.v1.RemoveHostResponse
-	73,  // 124: podd.v1.TrustService.GetTrust:output_type -> podd.v1.GetTrustResponse
-	75,  // 125: podd.v1.TrustService.CreateToken:output_type -> podd.v1.CreateTokenResponse
-	78,  // 126: podd.v1.TrustService.ListTokens:output_type -> podd.v1.ListTokensResponse
-	80,  // 127: podd.v1.TrustService.DeleteToken:output_type -> podd.v1.DeleteTokenResponse
-	83,  // 128: podd.v1.TrustService.ListMembers:output_type -> podd.v1.ListMembersResponse
-	85,  // 129: podd.v1.TrustService.RevokeUser:output_type -> podd.v1.RevokeUserResponse
-	87,  // 130: podd.v1.TrustService.Join:output_type -> podd.v1.JoinResponse
-	89,  // 131: podd.v1.TrustService.Renew:output_type -> podd.v1.RenewResponse
-	46,  // 132: podd.v1.MoveService.CheckMove:output_type -> podd.v1.CheckMoveResponse
-	48,  // 133: podd.v1.MoveService.MovePod:output_type -> podd.v1.MovePodResponse
-	50,  // 134: podd.v1.MoveService.ListMoves:output_type -> podd.v1.ListMovesResponse
-	52,  // 135: podd.v1.MoveService.GetMove:output_type -> podd.v1.GetMoveResponse
-	62,  // 136: podd.v1.MoveService.CancelMove:output_type -> podd.v1.CancelMoveResponse
-	64,  // 137: podd.v1.MoveService.WaitMove:output_type -> podd.v1.WaitMoveResponse
-	55,  // 138: podd.v1.TargetService.CheckTarget:output_type -> podd.v1.CheckTargetResponse
-	57,  // 139: podd.v1.ProxyService.Hold:output_type -> podd.v1.HoldResponse
-	59,  // 140: podd.v1.ProxyService.ListHolds:output_type -> podd.v1.ListHoldsResponse
-	69,  // 141: podd.v1.ProxyService.CheckProxy:output_type -> podd.v1.CheckProxyResponse
-	104, // [104:142] is the sub-list for method output_type
-	66,  // [66:104] is the sub-list for method input_type
-	66,  // [66:66] is the sub-list for extension type_name
-	66,  // [66:66] is the sub-list for extension extendee
-	0,   // [0:66] is the sub-list for field type_name
+	98,  // 3: podd.v1.Pod.created_at:type_name -> google.protobuf.Timestamp
+	98,  // 4: podd.v1.Pod.started_at:type_name -> google.protobuf.Timestamp
+	98,  // 5: podd.v1.Pod.stopped_at:type_name -> google.protobuf.Timestamp
+	99,  // 6: podd.v1.Pod.held_for:type_name -> google.protobuf.Duration
+	44,  // 7: podd.v1.Pod.arrival:type_name -> podd.v1.Arrival
+	98,  // 8: podd.v1.Host.started_at:type_name -> google.protobuf.Timestamp
+	1,   // 9: podd.v1.CreatePodRequest.spec:type_name -> podd.v1.PodSpec
+	3,   // 10: podd.v1.CreatePodResponse.pod:type_name -> podd.v1.Pod
+	3,   // 11: podd.v1.ListPodsResponse.pods:type_name -> podd.v1.Pod
+	3,   // 12: podd.v1.GetPodResponse.pod:type_name -> podd.v1.Pod
+	99,  // 13: podd.v1.StopPodRequest.timeout:type_name -> google.protobuf.Duration
+	19,  // 14: podd.v1.LogsRequest.from:type_name -> podd.v1.OutputPosition
+	19,  // 15: podd.v1.LogsResponse.position:type_name -> podd.v1.OutputPosition
+	22,  // 16: podd.v1.ExecStart.window:type_name -> podd.v1.WindowSize
+	23,  // 17: podd.v1.ExecRequest.start:type_name -> podd.v1.ExecStart
+	22,  // 18: podd.v1.ExecRequest.window:type_name -> podd.v1.WindowSize
+	22,  // 19: podd.v1.AttachStart.window:type_name -> podd.v1.WindowSize
+	19,  // 20: podd.v1.AttachStart.from:type_name -> podd.v1.OutputPosition
+	26,  // 21: podd.v1.AttachRequest.start:type_name -> podd.v1.AttachStart
+	22,  // 22: podd.v1.AttachRequest.window:type_name -> podd.v1.WindowSize
+	19,  // 23: podd.v1.AttachResponse.position:type_name -> podd.v1.OutputPosition
+	98,  // 24: podd.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	30,  // 25: podd.v1.ImportImageRequest.header:type_name -> podd.v1.ImportImageHeader
+	29,  // 26: podd.v1.ImportImageResponse.image:type_name -> podd.v1.Image
+	29,  // 27: podd.v1.ListImagesResponse.images:type_name -> podd.v1.Image
+	4,   // 28: podd.v1.ListHostsResponse.hosts:type_name -> podd.v1.Host
+	98,  // 29: podd.v1.GetVersionResponse.time:type_name -> google.protobuf.Timestamp
+	99,  // 30: podd.v1.StageTime.duration:type_name -> google.protobuf.Duration
+	42,  // 31: podd.v1.Receipt.stages:type_name -> podd.v1.StageTime
+	99,  // 32: podd.v1.Receipt.freeze:type_name -> google.protobuf.Duration
+	99,  // 33: podd.v1.Receipt.excision:type_name -> google.protobuf.Duration
+	99,  // 34: podd.v1.Receipt.insertion:type_name -> google.protobuf.Duration
+	99,  // 35: podd.v1.Receipt.total:type_name -> google.protobuf.Duration
+	99,  // 36: podd.v1.Receipt.predicted:type_name -> google.protobuf.Duration
+	99,  // 37: podd.v1.Arrival.worst_fault:type_name -> google.protobuf.Duration
+	99,  // 38: podd.v1.Arrival.duration:type_name -> google.protobuf.Duration
+	98,  // 39: podd.v1.Move.started_at:type_name -> google.protobuf.Timestamp
+	98,  // 40: podd.v1.Move.ended_at:type_name -> google.protobuf.Timestamp
+	43,  // 41: podd.v1.Move.receipt:type_name -> podd.v1.Receipt
+	2,   // 42: podd.v1.Move.next:type_name -> podd.v1.Binding
+	44,  // 43: podd.v1.Move.arrival:type_name -> podd.v1.Arrival
+	99,  // 44: podd.v1.CheckMoveRequest.max_downtime:type_name -> google.protobuf.Duration
+	41,  // 45: podd.v1.CheckMoveResponse.blockers:type_name -> podd.v1.Blocker
+	99,  // 46: podd.v1.MovePodRequest.timeout:type_name -> google.protobuf.Duration
+	99,  // 47: podd.v1.MovePodRequest.max_downtime:type_name -> google.protobuf.Duration
+	99,  // 48: podd.v1.MovePodResponse.elapsed:type_name -> google.protobuf.Duration
+	45,  // 49: podd.v1.MovePodResponse.move:type_name -> podd.v1.Move
+	45,  // 50: podd.v1.ListMovesResponse.moves:type_name -> podd.v1.Move
+	45,  // 51: podd.v1.GetMoveResponse.move:type_name -> podd.v1.Move
+	1,   // 52: podd.v1.CheckTargetRequest.spec:type_name -> podd.v1.PodSpec
+	55,  // 53: podd.v1.CheckTargetRequest.mapped_files:type_name -> podd.v1.MappedFile
+	41,  // 54: podd.v1.CheckTargetResponse.blockers:type_name -> podd.v1.Blocker
+	61,  // 55: podd.v1.ListHoldsResponse.holds:type_name -> podd.v1.Hold
+	98,  // 56: podd.v1.ListHoldsResponse.time:type_name -> google.protobuf.Timestamp
+	99,  // 57: podd.v1.Hold.duration:type_name -> google.protobuf.Duration
+	99,  // 58: podd.v1.Hold.limit:type_name -> google.protobuf.Duration
+	45,  // 59: podd.v1.CancelMoveResponse.move:type_name -> podd.v1.Move
+	99,  // 60: podd.v1.WaitMoveResponse.elapsed:type_name -> google.protobuf.Duration
+	45,  // 61: podd.v1.WaitMoveResponse.move:type_name -> podd.v1.Move
+	67,  // 62: podd.v1.CheckHostResponse.findings:type_name -> podd.v1.Finding
+	67,  // 63: podd.v1.CheckProxyResponse.findings:type_name -> podd.v1.Finding
+	99,  // 64: podd.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	98,  // 65: podd.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	98,  // 66: podd.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	77,  // 67: podd.v1.ListTokensResponse.tokens:type_name -> podd.v1.Token
+	98,  // 68: podd.v1.Member.expires_at:type_name -> google.protobuf.Timestamp
+	82,  // 69: podd.v1.ListMembersResponse.members:type_name -> podd.v1.Member
+	95,  // 70: podd.v1.RestorePodRequest.header:type_name -> podd.v1.RestorePodHeader
+	3,   // 71: podd.v1.RestorePodResponse.pod:type_name -> podd.v1.Pod
+	5,   // 72: podd.v1.PodService.CreatePod:input_type -> podd.v1.CreatePodRequest
+	7,   // 73: podd.v1.PodService.ListPods:input_type -> podd.v1.ListPodsRequest
+	9,   // 74: podd.v1.PodService.GetPod:input_type -> podd.v1.GetPodRequest
+	11,  // 75: podd.v1.PodService.WaitPod:input_type -> podd.v1.WaitPodRequest
+	13,  // 76: podd.v1.PodService.StopPod:input_type -> podd.v1.StopPodRequest
+	15,  // 77: podd.v1.PodService.KillPod:input_type -> podd.v1.KillPodRequest
+	17,  // 78: podd.v1.PodService.RemovePod:input_type -> podd.v1.RemovePodRequest
+	20,  // 79: podd.v1.PodService.Logs:input_type -> podd.v1.LogsRequest
+	24,  // 80: podd.v1.PodService.Exec:input_type -> podd.v1.ExecRequest
+	27,  // 81: podd.v1.PodService.Attach:input_type -> podd.v1.AttachRequest
+	91,  // 82: podd.v1.PodService.CheckpointPod:input_type -> podd.v1.CheckpointPodRequest
+	93,  // 83: podd.v1.PodService.ConfirmCheckpoint:input_type -> podd.v1.ConfirmCheckpointRequest
+	96,  // 84: podd.v1.PodService.RestorePod:input_type -> podd.v1.RestorePodRequest
+	31,  // 85: podd.v1.ImageService.ImportImage:input_type -> podd.v1.ImportImageRequest
+	33,  // 86: podd.v1.ImageService.ListImages:input_type -> podd.v1.ListImagesRequest
+	35,  // 87: podd.v1.ImageService.RemoveImage:input_type -> podd.v1.RemoveImageRequest
+	37,  // 88: podd.v1.HostService.ListHosts:input_type -> podd.v1.ListHostsRequest
+	39,  // 89: podd.v1.HostService.GetVersion:input_type -> podd.v1.GetVersionRequest
+	66,  // 90: podd.v1.HostService.CheckHost:input_type -> podd.v1.CheckHostRequest
+	71,  // 91: podd.v1.HostService.RemoveHost:input_type -> podd.v1.RemoveHostRequest
+	73,  // 92: podd.v1.TrustService.GetTrust:input_type -> podd.v1.GetTrustRequest
+	75,  // 93: podd.v1.TrustService.CreateToken:input_type -> podd.v1.CreateTokenRequest
+	78,  // 94: podd.v1.TrustService.ListTokens:input_type -> podd.v1.ListTokensRequest
+	80,  // 95: podd.v1.TrustService.DeleteToken:input_type -> podd.v1.DeleteTokenRequest
+	83,  // 96: podd.v1.TrustService.ListMembers:input_type -> podd.v1.ListMembersRequest
+	85,  // 97: podd.v1.TrustService.RevokeUser:input_type -> podd.v1.RevokeUserRequest
+	87,  // 98: podd.v1.TrustService.Join:input_type -> podd.v1.JoinRequest
+	89,  // 99: podd.v1.TrustService.Renew:input_type -> podd.v1.RenewRequest
+	46,  // 100: podd.v1.MoveService.CheckMove:input_type -> podd.v1.CheckMoveRequest
+	48,  // 101: podd.v1.MoveService.MovePod:input_type -> podd.v1.MovePodRequest
+	50,  // 102: podd.v1.MoveService.ListMoves:input_type -> podd.v1.ListMovesRequest
+	52,  // 103: podd.v1.MoveService.GetMove:input_type -> podd.v1.GetMoveRequest
+	62,  // 104: podd.v1.MoveService.CancelMove:input_type -> podd.v1.CancelMoveRequest
+	64,  // 105: podd.v1.MoveService.WaitMove:input_type -> podd.v1.WaitMoveRequest
+	54,  // 106: podd.v1.TargetService.CheckTarget:input_type -> podd.v1.CheckTargetRequest
+	57,  // 107: podd.v1.ProxyService.Hold:input_type -> podd.v1.HoldRequest
+	59,  // 108: podd.v1.ProxyService.ListHolds:input_type -> podd.v1.ListHoldsRequest
+	69,  // 109: podd.v1.ProxyService.CheckProxy:input_type -> podd.v1.CheckProxyRequest
+	6,   // 110: podd.v1.PodService.CreatePod:output_type -> podd.v1.CreatePodResponse
+	8,   // 111: podd.v1.PodService.ListPods:output_type -> podd.v1.ListPodsResponse
+	10,  // 112: podd.v1.PodService.GetPod:output_type -> podd.v1.GetPodResponse
+	12,  // 113: podd.v1.PodService.WaitPod:output_type -> podd.v1.WaitPodResponse
+	14,  // 114: podd.v1.PodService.StopPod:output_type -> podd.v1.StopPodResponse
+	16,  // 115: podd.v1.PodService.KillPod:output_type -> podd.v1.KillPodResponse
+	18,  // 116: podd.v1.PodService.RemovePod:output_type -> podd.v1.RemovePodResponse
+	21,  // 117: podd.v1.PodService.Logs:output_type -> podd.v1.LogsResponse
+	25,  // 118: podd.v1.PodService.Exec:output_type -> podd.v1.ExecResponse
+	28,  // 119: podd.v1.PodService.Attach:output_type -> podd.v1.AttachResponse
+	92,  // 120: podd.v1.PodService.CheckpointPod:output_type -> podd.v1.CheckpointPodResponse
+	94,  // 121: podd.v1.PodService.ConfirmCheckpoint:output_type -> podd.v1.ConfirmCheckpointResponse
+	97,  // 122: podd.v1.PodService.RestorePod:output_type -> podd.v1.RestorePodResponse
+	32,  // 123: podd.v1.ImageService.ImportImage:output_type -> podd.v1.ImportImageResponse
+	34,  // 124: podd.v1.ImageService.ListImages:output_type -> podd.v1.ListImagesResponse
+	36,  // 125: podd.v1.ImageService.RemoveImage:output_type -> podd.v1.RemoveImageResponse
+	38,  // 126: podd.v1.HostService.ListHosts:output_type -> podd.v1.ListHostsResponse
+	40,  // 127: podd.v1.HostService.GetVersion:output_type -> podd.v1.GetVersionResponse
+	68,  // 128: podd.v1.HostService.CheckHost:output_type -> podd.v1.CheckHostResponse
+	72,  // 129: podd.v1.HostService.RemoveHost:output_type -> podd.v1.RemoveHostResponse
+	74,  // 130: podd.v1.TrustService.GetTrust:output_type -> podd.v1.GetTrustResponse
+	76,  // 131: podd.v1.TrustService.CreateToken:output_type -> podd.v1.CreateTokenResponse
+	79,  // 132: podd.v1.TrustService.ListTokens:output_type -> podd.v1.ListTokensResponse
+	81,  // 133: podd.v1.TrustService.DeleteToken:output_type -> podd.v1.DeleteTokenResponse
+	84,  // 134: podd.v1.TrustService.ListMembers:output_type -> podd.v1.ListMembersResponse
+	86,  // 135: podd.v1.TrustService.RevokeUser:output_type -> podd.v1.RevokeUserResponse
+	88,  // 136: podd.v1.TrustService.Join:output_type -> podd.v1.JoinResponse
+	90,  // 137: podd.v1.TrustService.Renew:output_type -> podd.v1.RenewResponse
+	47,  // 138: podd.v1.MoveService.CheckMove:output_type -> podd.v1.CheckMoveResponse
+	49,  // 139: podd.v1.MoveService.MovePod:output_type -> podd.v1.MovePodResponse
+	51,  // 140: podd.v1.MoveService.ListMoves:output_type -> podd.v1.ListMovesResponse
+	53,  // 141: podd.v1.MoveService.GetMove:output_type -> podd.v1.GetMoveResponse
+	63,  // 142: podd.v1.MoveService.CancelMove:output_type -> podd.v1.CancelMoveResponse
+	65,  // 143: podd.v1.MoveService.WaitMove:output_type -> podd.v1.WaitMoveResponse
+	56,  // 144: podd.v1.TargetService.CheckTarget:output_type -> podd.v1.CheckTargetResponse
+	58,  // 145: podd.v1.ProxyService.Hold:output_type -> podd.v1.HoldResponse
+	60,  // 146: podd.v1.ProxyService.ListHolds:output_type -> podd.v1.ListHoldsResponse
+	70,  // 147: podd.v1.ProxyService.CheckProxy:output_type -> podd.v1.CheckProxyResponse
+	110, // [110:148] is the sub-list for method output_type
+	72,  // [72:110] is the sub-list for method input_type
+	72,  // [72:72] is the sub-list for extension type_name
+	72,  // [72:72] is the sub-list for extension extendee
+	0,   // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_podd_v1_podd_proto_init() }
@@ -6824,7 +7079,7 @@ func file_podd_v1_podd_proto_init() {
 		(*ImportImageRequest_Header)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_podd_v1_podd_proto_msgTypes[95].OneofWrappers = []any{
+	file_podd_v1_podd_proto_msgTypes[96].OneofWrappers = []any{
 		(*RestorePodRequest_Header)(nil),
 		(*RestorePodRequest_Data)(nil),
 	}
@@ -6834,7 +7089,7 @@ func file_podd_v1_podd_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_podd_v1_podd_proto_rawDesc), len(file_podd_v1_podd_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   97,
+			NumMessages:   98,
 			NumExtensions: 0,
 			NumServices:   7,
 		},
