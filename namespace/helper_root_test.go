@@ -89,7 +89,7 @@ func help(ctx context.Context, args []string) error {
 		if len(args) > 6 && args[6] == "prepared" {
 			return nil
 		}
-		return c.Start(ctx)
+		return c.Start(ctx, nil)
 	}
 	return fmt.Errorf("unknown helper %q", args)
 }

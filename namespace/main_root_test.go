@@ -182,7 +182,7 @@ func start(t *testing.T, r *Runtime, config Config) *Container {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Start(ctx); err != nil {
+	if err := c.Start(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
 	return c

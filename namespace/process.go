@@ -21,14 +21,17 @@ import (
 // starts the main command. When it returns the init runs; a command that can't
 // be executed ends with 126 or 127 at once, and says why in the log. If Start
 // fails there may be processes: Release or Destroy ends them.
-func (c *Container) Start(ctx context.Context) error {
-	if err := c.start(ctx); err != nil {
+//
+// made, which may be nil, is called when the init exists and is about to be let
+// go, for what can be done meanwhile.
+func (c *Container) Start(ctx context.Context, made func()) error {
+	if err := c.start(ctx, made); err != nil {
 		return fmt.Errorf("starting container %s: %w", c.id, err)
 	}
 	return nil
 }
 
-func (c *Container) start(ctx context.Context) error {
+func (c *Container) start(ctx context.Context, made func()) error {
 	config, err := c.config()
 	if err != nil {
 		return err
@@ -59,6 +62,9 @@ func (c *Container) start(ctx context.Context) error {
 	// running pod that nobody knows.
 	if err := c.adopt(pid); err != nil {
 		return err
+	}
+	if made != nil {
+		made()
 	}
 	if err := container.Exec(); err != nil {
 		return err

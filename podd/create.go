@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"podd/namespace"
 	"podd/pod"
 	"podd/vnet"
@@ -42,27 +44,38 @@ func (d *Daemon) create(ctx context.Context, spec pod.Spec) (_ *pod.Pod, err err
 			}
 		}
 	}()
-	if err := d.attachNetwork(network, d.netnsPath(spec.Name, epoch), record.Binding, false); err != nil {
-		return nil, err
-	}
-	container, err := d.prepareContainer(ctx, spec, record.Binding, false)
+	container, err := d.makeContainer(ctx, network, spec, record.Binding)
 	if err != nil {
 		return nil, err
 	}
-	if err := container.Start(ctx); err != nil {
-		return nil, err
-	}
-	err = d.dir.UpdatePod(ctx, spec.Name, func(p *pod.Pod) error {
-		p.Phase, p.StartedAt = pod.PhaseRunning, time.Now().UTC()
-		record = p
-		return nil
+	// That the pod runs is written down while its main command starts.
+	var recording errgroup.Group
+	err = container.Start(ctx, func() {
+		recording.Go(func() error {
+			return d.dir.UpdatePod(ctx, spec.Name, func(p *pod.Pod) error {
+				p.Phase, p.StartedAt = pod.PhaseRunning, time.Now().UTC()
+				record = p
+				return nil
+			})
+		})
 	})
-	if err != nil {
+	if err := errors.Join(err, recording.Wait()); err != nil {
 		return nil, err
 	}
 	d.track(spec.Name, epoch, container)
 	d.log.Info("pod created", "pod", spec.Name, "virtual", record.Binding.Virtual, "public", record.Binding.Public, "label", record.Binding.Label)
 	return record, nil
+}
+
+// makeContainer makes everything of a new pod but its processes, the network
+// and the files at a time.
+func (d *Daemon) makeContainer(ctx context.Context, network *vnet.Network, spec pod.Spec, binding pod.Binding) (*namespace.Container, error) {
+	var attaching errgroup.Group
+	attaching.Go(func() error {
+		return d.attachNetwork(network, d.netnsPath(spec.Name, binding.Epoch), binding, false)
+	})
+	container, err := d.prepareContainer(ctx, spec, binding, false)
+	return container, errors.Join(attaching.Wait(), err)
 }
 
 // attachNetwork makes a pod's network namespace with its NIC.
