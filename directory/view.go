@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -22,6 +23,8 @@ import (
 type View struct {
 	// Revision grows with every change of anything.
 	Revision int64
+	// Received is when this process learned of that, by its own clock.
+	Received time.Time
 	// Cluster is nil until a proxy has initialized the directory.
 	Cluster *Cluster
 	// Hosts and Proxies are by name, with Alive filled in.
@@ -88,7 +91,7 @@ func (d *Directory) list(ctx context.Context, prefixes ...string) (*state, error
 		return nil, err
 	}
 	s := newState(d.log)
-	s.revision = resp.Header.Revision
+	s.revision, s.received = resp.Header.Revision, time.Now()
 	for _, r := range resp.Responses {
 		for _, kv := range r.GetResponseRange().Kvs {
 			s.put(kv)
@@ -102,6 +105,7 @@ func (d *Directory) list(ctx context.Context, prefixes ...string) (*state, error
 type state struct {
 	log      *slog.Logger
 	revision int64
+	received time.Time
 	cluster  *Cluster
 	hosts    map[string]pod.Host
 	proxies  map[string]pod.Proxy
@@ -127,6 +131,7 @@ func newState(log *slog.Logger) *state {
 func (s *state) view() *View {
 	v := &View{
 		Revision: s.revision,
+		Received: s.received,
 		Cluster:  s.cluster,
 		Hosts:    maps.Clone(s.hosts),
 		Proxies:  maps.Clone(s.proxies),

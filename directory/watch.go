@@ -78,6 +78,7 @@ func (d *Directory) follow(ctx context.Context, publish func(*View)) error {
 		if len(resp.Events) == 0 {
 			continue
 		}
+		s.received = time.Now()
 		// All events of a transaction are in one response.
 		for _, e := range resp.Events {
 			s.apply(e)

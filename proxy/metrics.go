@@ -21,6 +21,7 @@ import (
 type metrics struct {
 	registry *prometheus.Registry
 	set      prometheus.Histogram
+	follow   prometheus.Histogram
 	failures prometheus.Counter
 	repairs  *prometheus.CounterVec
 	hold     *prometheus.HistogramVec
@@ -32,6 +33,10 @@ func newMetrics() *metrics {
 		registry: prometheus.NewRegistry(),
 		set: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "podproxy_datapath_set_seconds", Help: "Time to bring the kernel in line with one view of the directory.",
+			Buckets: prometheus.ExponentialBuckets(50e-6, 4, 10),
+		}),
+		follow: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "podproxy_directory_follow_seconds", Help: "Time from the arrival of a change in the directory until the kernel was in line with it.",
 			Buckets: prometheus.ExponentialBuckets(50e-6, 4, 10),
 		}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
@@ -56,7 +61,7 @@ func newMetrics() *metrics {
 	for _, kind := range datapath.RepairKinds {
 		m.repairs.WithLabelValues(kind)
 	}
-	m.registry.MustRegister(m.set, m.failures, m.repairs, m.hold, m.queries, info,
+	m.registry.MustRegister(m.set, m.follow, m.failures, m.repairs, m.hold, m.queries, info,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -67,6 +72,9 @@ func (m *metrics) setTook(d time.Duration, err error) {
 		m.failures.Inc()
 	}
 }
+
+// followed notes that the kernel is in line with a view that came at received.
+func (m *metrics) followed(received time.Time) { m.follow.Observe(time.Since(received).Seconds()) }
 
 func (m *metrics) repaired(kind string) { m.repairs.WithLabelValues(kind).Inc() }
 

@@ -44,6 +44,8 @@ type reconciler struct {
 	holds   map[string]*hold // by move
 	waiting []*holdRequest
 	resync  time.Time // when to look at the kernel next
+	// followed is the newest view that the kernel is in line with.
+	followed *directory.View
 
 	requests chan *holdRequest
 	ready    chan struct{} // closed after the first success
@@ -98,6 +100,10 @@ func (r *reconciler) step(ctx context.Context, now time.Time) time.Duration {
 	state, again := r.state(view, now)
 	err := r.path.Set(ctx, state)
 	r.metrics.setTook(time.Since(now), err)
+	if err == nil && r.followed != view {
+		r.followed = view
+		r.metrics.followed(view.Received)
+	}
 	r.publishHolds(view)
 	for _, request := range answers {
 		request.done <- err
