@@ -53,7 +53,7 @@ func (c *Client) Receive(d time.Duration) (rate float64, err error) {
 		data := make([]byte, chunk)
 		total, begin := 0, time.Now()
 		for time.Since(begin) < d {
-			n, err := unix.Read(int(s), data)
+			n, err := retry(func() (int, error) { return unix.Read(int(s), data) })
 			if err != nil {
 				return fmt.Errorf("receiving: %w", err)
 			}
@@ -162,7 +162,7 @@ func (c *Client) Datagrams(d time.Duration) (rate, lost float64, err error) {
 				switch _, err := unix.Write(int(s), message); err {
 				case nil:
 					sent++
-				case unix.ENOBUFS, unix.ECONNREFUSED:
+				case unix.ENOBUFS, unix.EINTR:
 				default:
 					return fmt.Errorf("sending: %w", err)
 				}
@@ -188,10 +188,10 @@ func (s socket) counted() (uint64, error) {
 	}
 	answer := make([]byte, 8)
 	for range 10 {
-		if _, err := unix.Write(int(s), []byte{0}); err != nil {
+		if err := s.write([]byte{0}); err != nil {
 			return 0, fmt.Errorf("asking for the count: %w", err)
 		}
-		n, err := unix.Read(int(s), answer)
+		n, err := retry(func() (int, error) { return unix.Read(int(s), answer) })
 		if err == nil && n == len(answer) {
 			return binary.BigEndian.Uint64(answer), nil
 		}

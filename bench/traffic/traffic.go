@@ -75,7 +75,11 @@ func (c *Client) dial(kind, port int) (socket, error) {
 			return -1, fmt.Errorf("bounding a socket's patience: %w", err)
 		}
 	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: c.Server.As4(), Port: int(c.Base) + port}); err != nil {
+	err = unix.Connect(fd, &unix.SockaddrInet4{Addr: c.Server.As4(), Port: int(c.Base) + port})
+	if err == unix.EINTR {
+		err = s.connected()
+	}
+	if err != nil {
 		s.close()
 		return -1, fmt.Errorf("connecting to %s, port %d: %w", c.Server, int(c.Base)+port, err)
 	}
@@ -84,10 +88,37 @@ func (c *Client) dial(kind, port int) (socket, error) {
 
 func (s socket) close() { unix.Close(int(s)) }
 
+// connected waits for the end of a connect that a signal has interrupted, as
+// those of Go's scheduler do where there is a limit of time.
+func (s socket) connected() error {
+	poll := []unix.PollFd{{Fd: int32(s), Events: unix.POLLOUT}}
+	n, err := retry(func() (int, error) { return unix.Poll(poll, int(patience.Milliseconds())) })
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return unix.ETIMEDOUT
+	}
+	code, err := unix.GetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && code != 0 {
+		err = unix.Errno(code)
+	}
+	return err
+}
+
+// retry makes a system call again when a signal has interrupted it.
+func retry(call func() (int, error)) (int, error) {
+	for {
+		if n, err := call(); err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
 // read fills b.
 func (s socket) read(b []byte) error {
 	for len(b) > 0 {
-		n, err := unix.Read(int(s), b)
+		n, err := retry(func() (int, error) { return unix.Read(int(s), b) })
 		if err != nil {
 			return fmt.Errorf("receiving: %w", err)
 		}
@@ -102,7 +133,7 @@ func (s socket) read(b []byte) error {
 // write sends all of b.
 func (s socket) write(b []byte) error {
 	for len(b) > 0 {
-		n, err := unix.Write(int(s), b)
+		n, err := retry(func() (int, error) { return unix.Write(int(s), b) })
 		if err != nil {
 			return fmt.Errorf("sending: %w", err)
 		}
