@@ -20,8 +20,8 @@ unprivileged := justfile_directory() / "hack/as-nobody.sh"
 default:
     @just --list --unsorted
 
-# Build bin/podd, bin/podproxy, bin/podctl and bin/podinit
-build: podinit
+# Build bin/podd, bin/podproxy, bin/podctl, bin/podinit and bin/podd-pagefilter.so
+build: podinit pagefilter
     CGO_ENABLED=1 go build -trimpath -tags '{{tags}}' -ldflags '{{ldflags}}' -o bin/ ./cmd/podd ./cmd/podproxy ./cmd/podctl
 
 # The init of every pod is bound into images of any kind: it must not need a library of theirs.
@@ -29,6 +29,12 @@ build: podinit
 podinit:
     @mkdir -p bin
     {{env("CC", "cc")}} -static -O2 -Wall -Wextra -o bin/podinit namespace/podinit/podinit.c
+
+# CRIU loads it in a dump: as little as possible, with nothing but the C library.
+[private]
+pagefilter:
+    @mkdir -p bin
+    {{env("CC", "cc")}} -shared -fPIC -O2 -Wall -Wextra -o bin/podd-pagefilter.so checkpoint/pagefilter/pagefilter.c
 
 # All checks: lint, unit tests, a little fuzzing, the model of a move, tests that need root, end-to-end tests
 test: lint test-unit (fuzz "2s") (model "quick") test-root test-e2e
@@ -71,7 +77,7 @@ demo *args: build
 
 # Install what was built, and the systemd units, on this machine
 install prefix="/usr/local": build
-    {{sudo}} install -D -t '{{prefix}}/bin' bin/podd bin/podproxy bin/podctl bin/podinit
+    {{sudo}} install -D -t '{{prefix}}/bin' bin/podd bin/podproxy bin/podctl bin/podinit bin/podd-pagefilter.so
     sed 's|/usr/local/bin|{{prefix}}/bin|' packaging/systemd/podd.service | {{sudo}} install -D -m 644 /dev/stdin /etc/systemd/system/podd.service
     sed 's|/usr/local/bin|{{prefix}}/bin|' packaging/systemd/podproxy.service | {{sudo}} install -D -m 644 /dev/stdin /etc/systemd/system/podproxy.service
 

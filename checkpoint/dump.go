@@ -48,6 +48,14 @@ type DumpOptions struct {
 	// SetWriteDeadline, as a net.Conn has, Run sees to that; it can't be
 	// written to after Run failed then.
 	Pages io.Writer
+	// LeaveOut returns memory that is not dumped, because the caller carries it
+	// to the target by other means and fills it in there (RestoreOptions.Lazy):
+	// parts of private anonymous mappings that are not locked, and of ordinary
+	// pages. It is called once the pod is frozen, beside what CRIU does before it
+	// looks at memory; the processes may be traced already. Nil leaves nothing
+	// out. It needs Pages. Where Engine.CanLeaveOut returns an error the pages are
+	// dumped nevertheless, which does no harm but takes time.
+	LeaveOut func(ctx context.Context) ([]MemoryRange, error)
 	// ExternalMounts names the mounts of the pod whose content is not part of
 	// the image: from the mount point in the pod to a key, by which
 	// RestoreOptions.ExternalMounts finds it.
@@ -71,6 +79,9 @@ type DumpResult struct {
 	Freeze, Dump time.Duration
 	// Pages is zero when DumpOptions.Pages was nil.
 	Pages PageStats
+	// LeftOut is how much of the memory that LeaveOut named was in fact left
+	// out, in bytes of address space.
+	LeftOut int64
 	// Processes is the number of processes, Connections that of TCP
 	// connections, established or half-closed.
 	Processes, Connections int
@@ -88,6 +99,8 @@ type Dump struct {
 	initFD *os.File
 	// pages is our end of CRIU's page socket.
 	pages *net.UnixConn
+	// leftOut is shared with CRIU if there is a LeaveOut.
+	leftOut *leftOutTable
 
 	mu    sync.Mutex
 	state dumpState
@@ -134,6 +147,9 @@ func (d *Dump) prepare(ctx context.Context) error {
 	if h := d.options.Hooks; h.Freeze == nil || h.Thaw == nil || h.Block == nil || h.Unblock == nil {
 		return errors.New("a hook is missing")
 	}
+	if d.options.LeaveOut != nil && d.options.Pages == nil {
+		return errors.New("memory is to be left out, but pages are not streamed")
+	}
 	fd, err := unix.PidfdOpen(d.options.PID, 0)
 	if err != nil {
 		return fmt.Errorf("finding process %d: %w", d.options.PID, err)
@@ -157,6 +173,14 @@ func (d *Dump) prepare(ctx context.Context) error {
 		d.pages = ours
 		wo.files = []*os.File{theirs}
 	}
+	if d.options.LeaveOut != nil {
+		if d.leftOut, err = newLeftOutTable(); err != nil {
+			return err
+		}
+		if d.engine.pageFilter != "" {
+			wo.leftOut = d.leftOut
+		}
+	}
 	d.worker, err = d.engine.startWorker(wo)
 	return err
 }
@@ -176,6 +200,12 @@ func (d *Dump) release() {
 	}
 	if d.initFD != nil {
 		d.initFD.Close()
+	}
+	if d.leftOut != nil {
+		if err := d.leftOut.close(); err != nil {
+			d.log.Warn("closing the table of memory left out failed", "error", err)
+		}
+		d.leftOut = nil
 	}
 }
 
@@ -280,6 +310,13 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 	}
 	result := new(DumpResult)
 	wait := ctx
+	leaving, cancel := context.WithCancel(ctx)
+	var left <-chan error // from LeaveOut
+	defer func() {
+		if cancel(); left != nil {
+			<-left
+		}
+	}()
 	for {
 		m, err := d.worker.receive(wait)
 		if err != nil {
@@ -298,15 +335,23 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 			if err == nil && d.seizeRunning {
 				err = d.options.Hooks.Thaw()
 			}
+			if err == nil && !d.seizeRunning {
+				left = d.leaveOut(leaving)
+			}
 			if err == nil {
 				limited, cancel := context.WithTimeoutCause(ctx, seizeLimit, errSeize)
 				defer cancel()
 				wait, d.seizing = limited, true
 			}
 		case "query-ext-files":
+			if d.seizeRunning {
+				left = d.leaveOut(leaving)
+			}
 			d.blocked = true
 			if err = d.options.Hooks.Block(); err != nil {
 				err = fmt.Errorf("blocking the pod's network: %w", err)
+			} else {
+				err = <-left
 			}
 		case "post-dump":
 			return result, d.hold(ctx, result, pages)
@@ -318,6 +363,26 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 			return nil, err
 		}
 	}
+}
+
+// leaveOut asks for the memory to leave out, and tells CRIU. An error, or nil, comes
+// before the channel is closed.
+func (d *Dump) leaveOut(ctx context.Context) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		defer close(done)
+		if d.leftOut == nil {
+			return
+		}
+		ranges, err := d.options.LeaveOut(ctx)
+		if err == nil {
+			err = d.leftOut.set(ranges)
+		}
+		if err != nil {
+			done <- fmt.Errorf("leaving memory out: %w", err)
+		}
+	}()
+	return done
 }
 
 // seizeLimit bounds the wait for CRIU to stop all processes. CRIU has a limit of
@@ -354,6 +419,9 @@ func (d *Dump) hold(ctx context.Context, result *DumpResult, pages chan pagesRes
 		}
 		result.Pages = r.stats
 	}
+	if err := d.checkLeftOut(result); err != nil {
+		return err
+	}
 	var err error
 	if result.Processes, result.Connections, err = inventory(d.options.ImagesDir); err != nil {
 		return err
@@ -361,4 +429,19 @@ func (d *Dump) hold(ctx context.Context, result *DumpResult, pages chan pagesRes
 	result.Dump = time.Since(result.FrozenAt)
 	d.log.Debug("pod is dumped and held", "freeze", result.Freeze, "dump", result.Dump, "pages", result.Pages.Pages)
 	return nil
+}
+
+// checkLeftOut sees whether memory was left out that was to be.
+func (d *Dump) checkLeftOut(result *DumpResult) error {
+	if d.leftOut == nil {
+		return nil
+	}
+	var given int64
+	if result.LeftOut, given = d.leftOut.cut(); result.LeftOut < given {
+		d.log.Warn("CRIU dumped memory that it need not have", "bytes", given-result.LeftOut, "filter", d.engine.pageFilter)
+	}
+	if result.LeftOut == 0 {
+		return nil
+	}
+	return markLeftOut(d.options.ImagesDir, result.LeftOut)
 }

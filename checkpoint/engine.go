@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
@@ -44,6 +45,9 @@ type Options struct {
 	CRIUPath string
 	// Log receives what the engine does. Nil means nothing is logged.
 	Log *slog.Logger
+	// PageFilter is the library podd-pagefilter.so, for DumpOptions.LeaveOut.
+	// Empty means that no memory can be left out.
+	PageFilter string
 	// Debug makes CRIU write everything it does to its log file. It costs
 	// time while the pod is frozen.
 	Debug bool
@@ -51,16 +55,22 @@ type Options struct {
 
 // Engine runs CRIU. It has no state of its own and is safe for concurrent use.
 type Engine struct {
-	path    string
-	version int
-	log     *slog.Logger
-	debug   bool
+	path       string
+	version    int
+	log        *slog.Logger
+	debug      bool
+	pageFilter string
+	// canLeaveOut is tryFilter, called once.
+	canLeaveOut func() error
+	// canRestoreLazily is tryLazy, called once.
+	canRestoreLazily func() error
 }
 
 // Open finds CRIU, asks its version and fills the cache of kernel features
 // that makes its later starts faster. The error wraps ErrNoCRIU or ErrTooOld.
 func Open(options Options) (*Engine, error) {
-	e := &Engine{path: options.CRIUPath, log: options.Log, debug: options.Debug}
+	e := &Engine{path: options.CRIUPath, log: options.Log, debug: options.Debug, pageFilter: options.PageFilter}
+	e.canLeaveOut, e.canRestoreLazily = sync.OnceValue(e.tryFilter), sync.OnceValue(e.tryLazy)
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}
@@ -144,24 +154,14 @@ func (e *Engine) ask(ctx context.Context, request *rpc.CriuReq) (*rpc.CriuResp, 
 		return nil, err
 	}
 	defer w.stop()
-	if err := w.send(request); err != nil {
-		return nil, err
-	}
-	m, err := w.receive(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if !m.GetSuccess() {
-		return nil, fmt.Errorf("CRIU refused the %s request: %s", request.GetType(), m.GetCrErrmsg())
-	}
-	return m.CriuResp, nil
+	return w.ask(ctx, request)
 }
 
 // checkFeatures makes CRIU probe the kernel, which fills its cache.
-func (e *Engine) checkFeatures(ctx context.Context) error {
-	_, err := e.ask(ctx, &rpc.CriuReq{
+func (e *Engine) checkFeatures(ctx context.Context) (*rpc.CriuFeatures, error) {
+	response, err := e.ask(ctx, &rpc.CriuReq{
 		Type:     rpc.CriuReqType_FEATURE_CHECK.Enum(),
 		Features: &rpc.CriuFeatures{MemTrack: proto.Bool(true), LazyPages: proto.Bool(true)},
 	})
-	return err
+	return response.GetFeatures(), err
 }

@@ -14,13 +14,8 @@ import (
 // inventory counts the processes and TCP connections of an image: the entries
 // of pstree.img, and the files that CRIU writes one per connection.
 func inventory(imagesDir string) (processes, connections int, err error) {
-	f, err := os.Open(filepath.Join(imagesDir, "pstree.img"))
-	if err != nil {
-		return 0, 0, fmt.Errorf("reading the image: %w", err)
-	}
-	defer f.Close()
-	if processes, err = countEntries(f); err != nil {
-		return 0, 0, fmt.Errorf("reading %s: %w", f.Name(), err)
+	if processes, err = countProcesses(imagesDir); err != nil {
+		return 0, 0, err
 	}
 	entries, err := os.ReadDir(imagesDir)
 	if err != nil {
@@ -32,6 +27,20 @@ func inventory(imagesDir string) (processes, connections int, err error) {
 		}
 	}
 	return processes, connections, nil
+}
+
+// countProcesses counts those of an image, dead ones too.
+func countProcesses(imagesDir string) (int, error) {
+	f, err := os.Open(filepath.Join(imagesDir, "pstree.img"))
+	if err != nil {
+		return 0, fmt.Errorf("reading the image: %w", err)
+	}
+	defer f.Close()
+	n, err := countEntries(f)
+	if err != nil {
+		return 0, fmt.Errorf("reading %s: %w", f.Name(), err)
+	}
+	return n, nil
 }
 
 // countEntries counts the messages of one CRIU image file: two magic numbers,

@@ -18,11 +18,19 @@ type move struct {
 // begin dumps the pod at one place and restores it at another.
 func begin(t *testing.T, e *Engine, pid int, from, to *place) *move {
 	t.Helper()
+	return beginWith(t, e, pid, from, to, func(*DumpOptions) {}, func(*RestoreOptions) {})
+}
+
+// beginWith is begin with other options.
+func beginWith(t *testing.T, e *Engine, pid int, from, to *place, dump func(*DumpOptions), restore func(*RestoreOptions)) *move {
+	t.Helper()
 	ctx := t.Context()
 	sourceConn, targetConn := pagesPipe(t)
 	m := &move{}
 	var err error
-	m.restore, err = e.PrepareRestore(ctx, to.restoreOptions())
+	restoreOptions := to.restoreOptions()
+	restore(&restoreOptions)
+	m.restore, err = e.PrepareRestore(ctx, restoreOptions)
 	must(t, err)
 	t.Cleanup(func() {
 		if err := m.restore.Abort(); err != nil {
@@ -32,6 +40,7 @@ func begin(t *testing.T, e *Engine, pid int, from, to *place) *move {
 	must(t, to.block())
 	options := from.dumpOptions(pid)
 	options.Pages = sourceConn
+	dump(&options)
 	m.dump, err = e.PrepareDump(ctx, options)
 	must(t, err)
 	t.Cleanup(func() {

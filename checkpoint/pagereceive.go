@@ -187,10 +187,10 @@ func (p *pageReceiver) add(f frame, r io.Reader) error {
 		p.end = math.MaxUint64
 	}
 	// pagemap_entry. CRIU before 4.2 reads the number of pages from field 2,
-	// 4.2 from field 5.
+	// 4.2 from field 5. What is here must not be waited for: no page is lazy.
 	e := appendVarint(p.scratch[:0], 1, f.addr)
 	e = appendVarint(e, 2, min(f.pages, math.MaxUint32))
-	e = appendVarint(e, 4, uint64(f.flags))
+	e = appendVarint(e, 4, uint64(f.flags&^pageLazy))
 	e = appendVarint(e, 5, f.pages)
 	p.scratch = e
 	if err := p.writeEntry(e); err != nil {

@@ -156,7 +156,7 @@ func TestReceivePages(t *testing.T) {
 	checkPagemap(t, filepath.Join(dir, "pagemap-7.img"), []map[protowire.Number]uint64{
 		{1: 65537},
 		{1: 0x10000, 2: 2, 4: pagePresent, 5: 2},
-		{1: 0x20000, 2: 1, 4: pagePresent | pageLazy, 5: 1},
+		{1: 0x20000, 2: 1, 4: pagePresent, 5: 1},
 	})
 	checkPagemap(t, filepath.Join(dir, "pagemap-shmem-9.img"), []map[protowire.Number]uint64{
 		{1: 65538},

@@ -36,8 +36,8 @@ const waitLimit = 20 * time.Second
 
 var testNumber atomic.Int32
 
-// programPath is the pod program, built by TestMain.
-var programPath string
+// programPath is the pod program, filterPath podd-pagefilter.so, built by TestMain.
+var programPath, filterPath string
 
 func TestMain(m *testing.M) {
 	code, err := buildAndRun(m)
@@ -62,6 +62,11 @@ func buildAndRun(m *testing.M) (int, error) {
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("building the test program: %w\n%s", err, out)
+	}
+	filterPath = filepath.Join(dir, "podd-pagefilter.so")
+	cmd = exec.Command("cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", filterPath, "pagefilter/pagefilter.c")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("building the page filter: %w\n%s", err, out)
 	}
 	return m.Run(), nil
 }
@@ -380,7 +385,7 @@ func openEngine(t *testing.T) *Engine {
 	if testing.Verbose() {
 		level = slog.LevelDebug
 	}
-	e, err := Open(Options{Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level}))})
+	e, err := Open(Options{PageFilter: filterPath, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level}))})
 	must(t, err)
 	return e
 }

@@ -26,7 +26,8 @@ func (e *Engine) prime(ctx context.Context) error {
 		return fmt.Errorf("reading the file system of %s: %w", filepath.Dir(featureCache), err)
 	}
 	if fs.Type == unix.TMPFS_MAGIC {
-		return e.checkFeatures(ctx)
+		_, err := e.checkFeatures(ctx)
+		return err
 	}
 	cache, err := e.probePrivately(ctx)
 	if err != nil {
@@ -57,7 +58,7 @@ func (e *Engine) probePrivately(ctx context.Context) ([]byte, error) {
 			if err := unix.Mount("tmpfs", filepath.Dir(featureCache), "tmpfs", 0, "mode=755"); err != nil {
 				return nil, fmt.Errorf("mounting a private tmpfs: %w", err)
 			}
-			if err := e.checkFeatures(ctx); err != nil {
+			if _, err := e.checkFeatures(ctx); err != nil {
 				return nil, err
 			}
 			return os.ReadFile(featureCache)

@@ -45,6 +45,15 @@ type RestoreOptions struct {
 	// ExternalMounts finds the keys of DumpOptions.ExternalMounts: from the
 	// key to a path on this host.
 	ExternalMounts map[string]string
+	// Lazy gets the userfaultfd of each process, by its number in the pod, as CRIU
+	// makes it, and owns it from then on. All private anonymous memory that is
+	// neither locked nor of huge pages is registered with it (UFFDIO_REGISTER, mode
+	// missing) by the time of the hold, when Lazy has been called for every process.
+	// What DumpOptions.LeaveOut named is missing there; what else is missing was
+	// not there at the source. Processes may wait for pages from Lazy on, already
+	// before the hold. The pages must have come by ReceivePages. Nil restores
+	// complete images only, without userfaultfd.
+	Lazy func(pid int, uffd *os.File) error
 	// Policy is what the images may make at most. Nil means that they come
 	// from where nobody else could write.
 	Policy *Policy
@@ -60,6 +69,10 @@ type Restore struct {
 	options RestoreOptions
 	op      *operation
 	worker  *worker
+	// lazy is where the userfaultfds come in, nil without Lazy.
+	lazy *lazyPages
+	// refused is what Lazy failed with, known after release.
+	refused error
 	// verified is what Verify found.
 	verify   sync.Once
 	verified error
@@ -111,6 +124,11 @@ func (r *Restore) prepare(ctx context.Context) error {
 	if r.op, err = openOperation(r.options.ImagesDir, r.options.WorkDir); err != nil {
 		return err
 	}
+	if r.options.Lazy != nil {
+		if r.lazy, err = listenLazy(r.op.work, r.options.Lazy); err != nil {
+			return err
+		}
+	}
 	output, err := r.op.output()
 	if err != nil {
 		return err
@@ -138,6 +156,13 @@ func resetOOMScore(pid int) error {
 func (r *Restore) release() {
 	if r.worker != nil {
 		r.worker.stop()
+	}
+	if r.lazy != nil {
+		var err error
+		if r.refused, err = r.lazy.close(); err != nil {
+			r.log.Warn("closing the way of userfaultfds failed", "error", err)
+		}
+		r.lazy = nil
 	}
 	if r.op != nil {
 		if err := r.op.close(); err != nil {
@@ -203,6 +228,9 @@ func (r *Restore) run(ctx context.Context) error {
 	for key, path := range r.options.ExternalMounts {
 		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", key, path))
 	}
+	if err := r.fillLater(opts); err != nil {
+		return err
+	}
 	started := time.Now()
 	r.requested = true
 	if err := r.worker.send(&rpc.CriuReq{Type: rpc.CriuReqType_RESTORE.Enum(), Opts: opts}); err != nil {
@@ -226,12 +254,29 @@ func (r *Restore) run(ctx context.Context) error {
 		case "post-restore":
 			r.log.Debug("pod is restored and held", "restore", time.Since(started), "pid", r.pid)
 			r.adopting.Wait()
-			return r.adoptErr
+			if r.adoptErr != nil || r.lazy == nil {
+				return r.adoptErr
+			}
+			return r.lazy.wait(ctx, r.worker.exited)
 		}
 		if err := r.worker.answer(true); err != nil {
 			return err
 		}
 	}
+}
+
+// fillLater has CRIU register memory that Lazy fills in, if there is one.
+func (r *Restore) fillLater(opts *rpc.CriuOpts) error {
+	if r.lazy == nil {
+		return checkComplete(r.options.ImagesDir)
+	}
+	processes, err := countProcesses(r.options.ImagesDir)
+	if err != nil {
+		return err
+	}
+	r.lazy.start(processes)
+	opts.LazyPages = proto.Bool(true)
+	return nil
 }
 
 // errRestoreFailed means CRIU reported a failure; the reason is in its log.

@@ -21,7 +21,7 @@ func (r *Restore) fail(err error) error {
 		}
 		err = criu
 	}
-	return errors.Join(err, undo)
+	return errors.Join(r.refused, err, undo)
 }
 
 // rollBack ends CRIU, which kills what it restored, and then what CRIU could

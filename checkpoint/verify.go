@@ -161,6 +161,7 @@ func (v *verifier) checkOthers() error {
 			// The pod is put into its cgroup by podd. CRIU takes no image for
 			// no cgroups.
 			err = v.root.Remove(name)
+		case name == leftOutName: // podd's own
 		case name == "inventory.img" || name == "pstree.img" || name == "files.img" || name == "seccomp.img":
 		case name == "tty-info.img":
 			err = v.checkTerminals(name)

@@ -45,6 +45,8 @@ type workerOptions struct {
 	netNS string
 	// files are inherited as descriptors 4 and up.
 	files []*os.File
+	// leftOut is the table of memory to leave out of a dump, or nil.
+	leftOut *leftOutTable
 	// output gets what CRIU says before its log file is open.
 	output *os.File
 	log    *slog.Logger
@@ -67,6 +69,10 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 	// Only what CRIU needs to find tar and iptables: no HOME, for there may
 	// be a configuration file.
 	cmd.Env = []string{"PATH=" + searchPath(), "LC_ALL=C"}
+	if options.leftOut != nil {
+		cmd.Env = append(cmd.Env, "LD_PRELOAD="+e.pageFilter, fmt.Sprintf("%s=%d", filterVariable, 3+len(cmd.ExtraFiles)))
+		cmd.ExtraFiles = append(cmd.ExtraFiles, options.leftOut.file)
+	}
 	if options.output != nil {
 		cmd.Stdout, cmd.Stderr = options.output, options.output
 	}
@@ -140,6 +146,21 @@ func (w *worker) send(request *rpc.CriuReq) error {
 		return fmt.Errorf("%w: %w", errWorkerGone, err)
 	}
 	return nil
+}
+
+// ask sends a request that has one answer.
+func (w *worker) ask(ctx context.Context, request *rpc.CriuReq) (*rpc.CriuResp, error) {
+	if err := w.send(request); err != nil {
+		return nil, err
+	}
+	m, err := w.receive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !m.GetSuccess() {
+		return nil, fmt.Errorf("CRIU refused the %s request: %s", request.GetType(), m.GetCrErrmsg())
+	}
+	return m.CriuResp, nil
 }
 
 // answer ends the wait of a notification. With ok false CRIU undoes what it

@@ -93,12 +93,13 @@ func runTests(m *testing.M) (code int, err error) {
 func labDir(dir string) string { return filepath.Join(dir, "lab") }
 
 // buildPrograms builds this tree's daemons, with faults that can be injected,
-// podctl and podinit.
+// podctl, podinit and the page filter.
 func buildPrograms(dir string) (string, error) {
 	bin := filepath.Join(dir, "bin")
 	for _, argv := range [][]string{
 		{"go", "build", "-tags", "seccomp,faults", "-o", bin + "/", "podd/cmd/podd", "podd/cmd/podproxy", "podd/cmd/podctl"},
 		{"cc", "-static", "-O2", "-Wall", "-Wextra", "-o", filepath.Join(bin, "podinit"), "../namespace/podinit/podinit.c"},
+		{"cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o", filepath.Join(bin, "podd-pagefilter.so"), "../checkpoint/pagefilter/pagefilter.c"},
 	} {
 		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
 			return "", fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, out)

@@ -1,6 +1,7 @@
 package podd
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
@@ -45,6 +46,9 @@ type Config struct {
 	CertificateLifetime string `toml:"certificate-lifetime"`
 	// InitPath is the pods' init program; empty means podinit beside podd.
 	InitPath string `toml:"init-path"`
+	// PageFilter is the library that leaves memory out of CRIU's dumps; empty means
+	// podd-pagefilter.so beside podd. Without it moves are possible, but slower.
+	PageFilter string `toml:"page-filter"`
 	// CRIUPath is the criu program; empty means the one on PATH.
 	CRIUPath string `toml:"criu-path"`
 	// MaxMoves bounds the moves out of and into this host at a time; further
@@ -116,13 +120,12 @@ func (c Config) settings() (settings, error) {
 	if s.MaxMoves < 1 {
 		return s, fmt.Errorf("%w: max-moves %d: want at least 1", pod.ErrInvalid, s.MaxMoves)
 	}
-	if s.InitPath == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return s, fmt.Errorf("finding podinit: %w", err)
-		}
-		s.InitPath = filepath.Join(filepath.Dir(self), "podinit")
+	self, err := os.Executable()
+	if err != nil {
+		return s, fmt.Errorf("finding podinit: %w", err)
 	}
+	s.InitPath = cmp.Or(s.InitPath, filepath.Join(filepath.Dir(self), "podinit"))
+	s.PageFilter = cmp.Or(s.PageFilter, filepath.Join(filepath.Dir(self), "podd-pagefilter.so"))
 	if _, err := os.Stat(s.InitPath); err != nil {
 		return s, fmt.Errorf("%w: the pods' init program: %w: set --init-path", pod.ErrInvalid, err)
 	}

@@ -104,7 +104,7 @@ func Run(ctx context.Context, config Config) error {
 	group, ctx := errgroup.WithContext(ctx)
 	d.ctx = ctx
 	d.metrics = newMetrics(d)
-	if d.engine, d.engineErr = checkpoint.Open(checkpoint.Options{CRIUPath: s.CRIUPath, Log: log, Debug: s.LogLevel == "debug"}); d.engineErr != nil {
+	if d.engine, d.engineErr = checkpoint.Open(checkpoint.Options{CRIUPath: s.CRIUPath, PageFilter: s.PageFilter, Log: log, Debug: s.LogLevel == "debug"}); d.engineErr != nil {
 		log.Warn("pods can't be moved from or to this host", "error", d.engineErr)
 	}
 	// The sockets come first: two daemons in one place are noticed before

@@ -30,6 +30,8 @@ type criuFacts struct {
 	err, started error
 	// complaint is what "criu check" says, "" when it is content.
 	complaint string
+	// stopCopy is why memory moves only while a pod is frozen, if that is so.
+	stopCopy error
 }
 
 // criuCheckTimeout bounds "criu check", which takes 20 ms.
@@ -37,11 +39,12 @@ const criuCheckTimeout = 10 * time.Second
 
 func (d *Daemon) lookAtCRIU(ctx context.Context) criuFacts {
 	f := criuFacts{path: cmp.Or(d.CRIUPath, "criu"), kernel: doctor.Release(), started: d.engineErr}
-	engine, err := checkpoint.Open(checkpoint.Options{CRIUPath: d.CRIUPath})
+	engine, err := checkpoint.Open(checkpoint.Options{CRIUPath: d.CRIUPath, PageFilter: d.PageFilter})
 	if f.err = err; err != nil {
 		return f
 	}
 	f.version = engine.Version()
+	f.stopCopy = cmp.Or(engine.CanLeaveOut(), engine.CanRestoreLazily())
 	ctx, cancel := context.WithTimeout(ctx, criuCheckTimeout)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, f.path, "check").CombinedOutput()
@@ -77,6 +80,10 @@ func (f criuFacts) Judge() []doctor.Finding {
 			"CRIU %s is there now, but was not when podd started (%v): no pod can be moved from or to this host", criuVersion(f.version), f.started)}
 	case f.complaint != "":
 		return []doctor.Finding{doctor.Bad(check, f.path+" check   # names what the kernel lacks", "CRIU %s finds that kernel %s lacks something: %s", criuVersion(f.version), f.kernel, f.complaint)}
+	}
+	if f.stopCopy != nil {
+		return []doctor.Finding{doctor.Worry(check, "uname -r; ls -l $(dirname $(command -v podd))   # Linux 6.7 with userfaultfd, and podd-pagefilter.so beside podd",
+			"CRIU %s works, but all memory of a pod has to move while it is frozen: %v", criuVersion(f.version), f.stopCopy)}
 	}
 	return []doctor.Finding{doctor.Good(check, "version %s suits kernel %s, and its own check passes", criuVersion(f.version), f.kernel)}
 }

@@ -46,6 +46,7 @@ func TestJudgements(t *testing.T) {
 		{criuFacts{path: "/opt/criu", err: checkpoint.ErrNoCRIU}, doctor.Error, "criu", "can be moved from or to", "ls -l /opt/criu"},
 		{criuFacts{version: 40201, started: errNo}, doctor.Error, "criu", "not when podd started (no)", "systemctl restart podd"},
 		{criuFacts{path: "criu", version: 40201, complaint: "no sk_ns"}, doctor.Error, "criu", "no sk_ns", "criu check"},
+		{criuFacts{path: "criu", version: 40201, stopCopy: checkpoint.ErrNoFilter}, doctor.Warning, "criu", "while it is frozen", "podd-pagefilter.so"},
 		{criuVersions{own: 40201, others: map[string]int{"b": 40200}}, doctor.Warning, "criu", "host b has CRIU 4.2.0, this one 4.2.1", "on the older: b"},
 		{criuVersions{own: 40200, others: map[string]int{"b": 40201}}, doctor.Warning, "criu", "", "on the older: this one"},
 

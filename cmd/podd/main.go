@@ -91,6 +91,7 @@ func flags() []cli.Flag {
 		&cli.StringFlag{Name: "directory-key", Usage: "the PEM `FILE` of that certificate's key"},
 		&cli.StringFlag{Name: "certificate-lifetime", Usage: "certificates that this host issues to daemons are good for `DURATION`", Value: defaults.CertificateLifetime},
 		&cli.StringFlag{Name: "init-path", Usage: "the pods' init `PROGRAM` (default: podinit beside podd)"},
+		&cli.StringFlag{Name: "page-filter", Usage: "the `LIBRARY` that leaves memory out of CRIU's dumps (default: podd-pagefilter.so beside podd)"},
 		&cli.StringFlag{Name: "criu-path", Usage: "the criu `PROGRAM` (default: the one on PATH)"},
 		&cli.IntFlag{Name: "max-moves", Usage: "carry out at most `N` moves out of and into this host at a time; others wait", Value: defaults.MaxMoves},
 		&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error", Value: defaults.LogLevel},
@@ -119,7 +120,7 @@ func config(c *cli.Context) (podd.Config, error) {
 	fields := map[string]*string{
 		"name": &config.Name, "address": &config.Address, "listen": &config.Listen,
 		"state-dir": &config.StateDir, "run-dir": &config.RunDir, "cgroup-parent": &config.CgroupParent,
-		"directory": &config.Directory, "init-path": &config.InitPath, "criu-path": &config.CRIUPath,
+		"directory": &config.Directory, "init-path": &config.InitPath, "page-filter": &config.PageFilter, "criu-path": &config.CRIUPath,
 		"directory-ca": &config.DirectoryCA, "directory-cert": &config.DirectoryCert, "directory-key": &config.DirectoryKey,
 		"certificate-lifetime": &config.CertificateLifetime, "join": &config.Join,
 		"log-level": &config.LogLevel, "log-format": &config.LogFormat,

@@ -1,0 +1,207 @@
+package checkpoint
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
+	"golang.org/x/sys/unix"
+)
+
+// MemoryRange is part of a process's memory.
+type MemoryRange struct {
+	// PID is the process, as this process sees it.
+	PID int
+	// Start and End are addresses, multiples of the page size; End is not
+	// part of it.
+	Start, End uint64
+}
+
+// ErrNoFilter means that memory can't be left out of dumps on this host. The text
+// says why.
+var ErrNoFilter = errors.New("memory can't be left out of a dump")
+
+// maxLeftOut is how many ranges may be left out of one dump.
+const maxLeftOut = 1 << 16
+
+// leftOutTable tells the library in CRIU what to leave out, by a file that both
+// map; pagefilter/pagefilter.c has the same layout. All numbers are u64 in the
+// machine's byte order:
+//
+//	0   magic
+//	8   1 when the library has found the table
+//	16  number of ranges
+//	24  most ranges there is room for
+//	32  the ranges, by pid and start: pid, start, end,
+//	    and 1 when the library has cut it from a question of CRIU's
+type leftOutTable struct {
+	file *os.File
+	mem  []byte
+}
+
+const (
+	tableMagic  = 0x31464c4444444f50
+	tableHeader = 32
+	tableRange  = 32
+	tableSize   = tableHeader + maxLeftOut*tableRange
+
+	// filterVariable tells the library the table's descriptor.
+	filterVariable = "PODD_PAGEFILTER"
+)
+
+// newLeftOutTable makes an empty table. Memory is used only for what is written.
+func newLeftOutTable() (*leftOutTable, error) {
+	fd, err := unix.MemfdCreate("podd-left-out", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("creating the table of memory to leave out: %w", err)
+	}
+	t := &leftOutTable{file: os.NewFile(uintptr(fd), "left-out")}
+	if err = t.file.Truncate(tableSize); err == nil {
+		t.mem, err = unix.Mmap(fd, 0, tableSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	}
+	if err != nil {
+		t.file.Close()
+		return nil, fmt.Errorf("creating the table of memory to leave out: %w", err)
+	}
+	*t.word(0), *t.word(24) = tableMagic, maxLeftOut
+	return t, nil
+}
+
+func (t *leftOutTable) word(offset int) *uint64 {
+	return (*uint64)(unsafe.Pointer(&t.mem[offset]))
+}
+
+// attached reports whether the library is at work.
+func (t *leftOutTable) attached() bool { return atomic.LoadUint64(t.word(8)) == 1 }
+
+// set writes the ranges. CRIU must not have looked at the memory yet.
+func (t *leftOutTable) set(ranges []MemoryRange) error {
+	if len(ranges) > maxLeftOut {
+		return fmt.Errorf("%w: %d ranges of memory to leave out, at most %d are possible", ErrLimit, len(ranges), maxLeftOut)
+	}
+	ranges = slices.SortedFunc(slices.Values(ranges), func(a, b MemoryRange) int {
+		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Start, b.Start))
+	})
+	b := t.mem[tableHeader:tableHeader]
+	for i, r := range ranges {
+		if r.PID <= 0 || r.Start >= r.End || r.Start%pageSize != 0 || r.End%pageSize != 0 ||
+			i > 0 && r.PID == ranges[i-1].PID && r.Start < ranges[i-1].End {
+			return fmt.Errorf("memory to leave out is malformed or there twice: %#x to %#x of process %d", r.Start, r.End, r.PID)
+		}
+		for _, n := range []uint64{uint64(r.PID), r.Start, r.End, 0} {
+			b = binary.NativeEndian.AppendUint64(b, n)
+		}
+	}
+	atomic.StoreUint64(t.word(16), uint64(len(ranges)))
+	return nil
+}
+
+// cut returns how many bytes of address space were left out, and how many had been
+// given to leave out.
+func (t *leftOutTable) cut() (left, given int64) {
+	for i := range int(*t.word(16)) {
+		at := tableHeader + i*tableRange
+		size := int64(*t.word(at + 16) - *t.word(at + 8))
+		given += size
+		if atomic.LoadUint64(t.word(at+24)) == 1 {
+			left += size
+		}
+	}
+	return left, given
+}
+
+func (t *leftOutTable) close() error {
+	err := unix.Munmap(t.mem)
+	t.mem = nil
+	return errors.Join(err, t.file.Close())
+}
+
+// CanLeaveOut reports whether DumpOptions.LeaveOut has an effect here; if not, the
+// error wraps ErrNoFilter and says why. A CRIU is started to see it, once.
+func (e *Engine) CanLeaveOut() error { return e.canLeaveOut() }
+
+func (e *Engine) tryFilter() error {
+	if e.pageFilter == "" {
+		return fmt.Errorf("%w: no library for it was configured", ErrNoFilter)
+	}
+	if _, err := os.Stat(e.pageFilter); err != nil {
+		return fmt.Errorf("%w: %w: install it from the build that podd is of", ErrNoFilter, err)
+	}
+	if err := hasPagemapScan(); err != nil {
+		return fmt.Errorf("%w: %w: Linux 6.7 or newer is needed", ErrNoFilter, err)
+	}
+	table, err := newLeftOutTable()
+	if err != nil {
+		return err
+	}
+	defer table.close()
+	w, err := e.startWorker(workerOptions{leftOut: table, log: e.log})
+	if err != nil {
+		return err
+	}
+	defer w.stop()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	if _, err := w.ask(ctx, &rpc.CriuReq{Type: rpc.CriuReqType_VERSION.Enum()}); err != nil {
+		return fmt.Errorf("%w: CRIU does not start with %s: %w", ErrNoFilter, e.pageFilter, err)
+	}
+	if !table.attached() {
+		return fmt.Errorf("%w: CRIU (%s) does not load %s: is it linked statically, or a script that sets LD_PRELOAD?", ErrNoFilter, e.path, e.pageFilter)
+	}
+	return nil
+}
+
+// hasPagemapScan asks the kernel for the call that CRIU finds pages with. The
+// question is about no memory at all.
+func hasPagemapScan() error {
+	f, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// struct pm_scan_arg and PAGEMAP_SCAN of include/uapi/linux/fs.h; the first
+	// member is the size.
+	var arg [12]uint64
+	arg[0] = uint64(unsafe.Sizeof(arg))
+	const pagemapScan = 0xc0606610
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), pagemapScan, uintptr(unsafe.Pointer(&arg))); errno != 0 {
+		return fmt.Errorf("the kernel has no PAGEMAP_SCAN: %w", errno)
+	}
+	return nil
+}
+
+// leftOutName is the image that says that there is memory which is not in the
+// others. CRIU knows nothing of it.
+const leftOutName = "left-out.img"
+
+// errLeftOut means that an image alone does not make the pod.
+var errLeftOut = errors.New("part of the pod's memory is not in the image, and nobody is there to fill it in")
+
+// markLeftOut writes leftOutName.
+func markLeftOut(imagesDir string, bytes int64) error {
+	if err := os.WriteFile(filepath.Join(imagesDir, leftOutName), fmt.Appendf(nil, "%d bytes of memory are not here\n", bytes), 0o600); err != nil {
+		return fmt.Errorf("marking the image as incomplete: %w", err)
+	}
+	return nil
+}
+
+// checkComplete refuses a marked image.
+func checkComplete(imagesDir string) error {
+	_, err := os.Lstat(filepath.Join(imagesDir, leftOutName))
+	if err == nil {
+		return errLeftOut
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return fmt.Errorf("reading the image: %w", err)
+}

@@ -1,0 +1,167 @@
+/*
+ * podd-pagefilter.so is preloaded into the CRIU of a dump. It leaves out memory that podd carries
+ * to the target itself, so that a dump takes no longer however much of it there is.
+ *
+ * CRIU asks the kernel which pages of a mapping there are to dump by ioctl(PAGEMAP_SCAN) on
+ * /proc/PID/pagemap (criu/pagemap-cache.c). Here the ranges that are left out are cut from the
+ * question: their page tables are not even walked. All other system calls pass through untouched.
+ *
+ * The ranges are in a table that is shared with podd (checkpoint/leaveout.go has the same layout):
+ * a file whose descriptor the variable PODD_PAGEFILTER names. podd fills it when the pod is frozen,
+ * before CRIU looks at the pod's memory; here is noted which ranges were cut from a question.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define MAGIC 0x31464c4444444f50 /* "PODDLF1" and so on: what podd wrote is of this layout */
+
+struct range {
+	uint64_t pid; /* as CRIU sees it */
+	uint64_t start, end;
+	uint64_t cut; /* set here: 1 if the range was cut from a question */
+};
+
+/* The ranges are in order of pid and start, and don't overlap. */
+struct table {
+	uint64_t magic;
+	uint64_t attached; /* set here: 1 */
+	uint64_t count;
+	uint64_t capacity;
+	struct range ranges[];
+};
+
+/* From include/uapi/linux/fs.h of Linux 6.7; older headers don't have it. */
+struct page_region {
+	uint64_t start, end, categories;
+};
+
+struct pm_scan_arg {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+
+#define SCAN _IOWR('f', 16, struct pm_scan_arg)
+#define PAGE_IS_PRESENT (1 << 3)
+
+static struct table *table;
+
+__attribute__((constructor)) static void attach(void)
+{
+	const char *variable = getenv("PODD_PAGEFILTER");
+	struct stat st;
+	struct table *t;
+	int fd;
+
+	if (!variable)
+		return;
+	fd = atoi(variable);
+	/* For programs that CRIU starts the number means another file. */
+	unsetenv("PODD_PAGEFILTER");
+	if (fstat(fd, &st) || st.st_size < (off_t)sizeof(*t))
+		return;
+	t = mmap(NULL, st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	if (t == MAP_FAILED)
+		return;
+	if (t->magic != MAGIC || t->capacity > (st.st_size - sizeof(*t)) / sizeof(t->ranges[0])) {
+		munmap(t, st.st_size);
+		return;
+	}
+	t->attached = 1;
+	table = t;
+}
+
+/* The process of an open /proc/PID/pagemap, or 0. */
+static uint64_t process_of(int fd)
+{
+	char link[32] = "/proc/self/fd/", path[64], digits[12];
+	int i = sizeof(digits);
+	ssize_t n;
+
+	digits[--i] = 0;
+	do
+		digits[--i] = '0' + fd % 10;
+	while ((fd /= 10) && i);
+	strcat(link, digits + i);
+	n = readlink(link, path, sizeof(path) - 1);
+	if (n < 0)
+		return 0;
+	path[n] = 0;
+	return strncmp(path, "/proc/", 6) ? 0 : strtoull(path + 6, NULL, 10);
+}
+
+/* The first range of the process that ends after an address; the table's end if there is none. */
+static struct range *find(uint64_t pid, uint64_t address)
+{
+	uint64_t low = 0, high = table->count < table->capacity ? table->count : table->capacity;
+
+	while (low < high) {
+		uint64_t middle = (low + high) / 2;
+		struct range *r = &table->ranges[middle];
+
+		if (r->pid < pid || (r->pid == pid && r->end <= address))
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return &table->ranges[low];
+}
+
+/* Asks about the parts of [start, end) that are not left out, one after the other. */
+static long scan(int fd, struct pm_scan_arg *arg)
+{
+	uint64_t pid = process_of(fd), at = arg->start, found = 0;
+	struct range *end = &table->ranges[table->count < table->capacity ? table->count : table->capacity];
+	struct range *r = find(pid, at);
+
+	for (;;) {
+		struct pm_scan_arg part = *arg;
+		long n;
+
+		while (r < end && r->pid == pid && r->start <= at && at < arg->end) {
+			r->cut = 1;
+			at = r->end < arg->end ? r->end : arg->end;
+			r++;
+		}
+		/* A full answer that ends early is usual: CRIU asks on from walk_end. */
+		if (at >= arg->end || found == arg->vec_len)
+			break;
+		part.start = at;
+		if (r < end && r->pid == pid && r->start < arg->end)
+			part.end = r->start;
+		part.vec += found * sizeof(struct page_region);
+		part.vec_len -= found;
+		n = syscall(SYS_ioctl, fd, SCAN, &part);
+		if (n < 0)
+			return n;
+		found += n;
+		at = part.walk_end;
+		if (at < part.end)
+			break;
+	}
+	arg->walk_end = at;
+	return found;
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	va_list ap;
+	void *arg;
+
+	va_start(ap, request);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	/* A question about other things, such as guard pages, is about all memory. */
+	if (request == SCAN && table && table->count && ((struct pm_scan_arg *)arg)->return_mask & PAGE_IS_PRESENT)
+		return scan(fd, arg);
+	return syscall(SYS_ioctl, fd, request, arg);
+}
