@@ -55,13 +55,18 @@ func FindIn(dir *directory.Directory) FindPeer {
 	}
 }
 
+// Connect opens a connection to a daemon, over which TLS is spoken then; who is
+// at its other end is not known yet. at is where that is, for people.
+type Connect func(ctx context.Context, kind trust.Kind, name string) (conn net.Conn, at string, err error)
+
 // Peers is how a daemon calls others: over TLS, verified by name, wherever the
 // directory says that they are. It implements http.RoundTripper for URLs of
 // PeerURL.
 type Peers struct {
 	store       *trust.Store
 	revocations *Revocations
-	find        FindPeer
+	connect     Connect
+	timeout     time.Duration // of connect and the handshake
 
 	mu        sync.Mutex
 	leaf      *x509.Certificate // that transport shows
@@ -71,7 +76,25 @@ type Peers struct {
 
 // NewPeers makes a client for the daemon whose credentials are in store.
 func NewPeers(store *trust.Store, revocations *Revocations, find FindPeer) *Peers {
-	return &Peers{store: store, revocations: revocations, find: find}
+	return &Peers{store: store, revocations: revocations, timeout: dialTimeout, connect: func(ctx context.Context, kind trust.Kind, name string) (net.Conn, string, error) {
+		address, err := find(ctx, kind, name)
+		if err != nil {
+			return nil, "", err
+		}
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(ctx, "tcp", address.String())
+		if err != nil {
+			return nil, "", fmt.Errorf("%w: connecting to %s: %w", pod.ErrUnavailable, address, err)
+		}
+		return conn, address.String(), nil
+	}}
+}
+
+// Through makes a client with the same credentials that reaches the others by
+// another way, which may take up to timeout. Whoever is in between sees nothing:
+// the handshake is with the daemon that is called.
+func (p *Peers) Through(connect Connect, timeout time.Duration) *Peers {
+	return &Peers{store: p.store, revocations: p.revocations, connect: connect, timeout: timeout}
 }
 
 // PeerURL is the address of a daemon in URLs; the port does not matter.
@@ -148,16 +171,11 @@ func parseServerName(server string) (trust.Kind, string, error) {
 // pod.ErrUnavailable when it can't be reached, pod.ErrUntrusted when somebody
 // else is there.
 func (p *Peers) Dial(ctx context.Context, kind trust.Kind, name, protocol string) (*tls.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
-	address, err := p.find(ctx, kind, name)
+	raw, at, err := p.connect(ctx, kind, name)
 	if err != nil {
 		return nil, err
-	}
-	var dialer net.Dialer
-	raw, err := dialer.DialContext(ctx, "tcp", address.String())
-	if err != nil {
-		return nil, fmt.Errorf("%w: connecting to %s: %w", pod.ErrUnavailable, address, err)
 	}
 	config := p.store.ClientTLS(trust.ServerName(kind, name))
 	config.NextProtos = []string{protocol}
@@ -177,5 +195,5 @@ func (p *Peers) Dial(ctx context.Context, kind trust.Kind, name, protocol string
 		sentinel = pod.ErrUntrusted
 	}
 	inner.Close() // the error that counts is the handshake's
-	return nil, fmt.Errorf("%w: connecting to %s %s at %s: %w", sentinel, kind, name, address, err)
+	return nil, fmt.Errorf("%w: connecting to %s %s at %s: %w", sentinel, kind, name, at, err)
 }

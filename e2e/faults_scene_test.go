@@ -31,6 +31,8 @@ type scene struct {
 	said       *speech
 	command    chan result
 	ended      *result
+	// flags are for the command that moves the pod.
+	flags []string
 }
 
 // faultRate is what goes each way through a connection, in bytes a second.
@@ -61,7 +63,9 @@ func (s *scene) begin(point, action string) {
 			s.t.Error(err)
 		}
 	})
-	go func() { s.command <- run(s.t, podctlCommand(bounded(s.t), "a", "move", s.pod.name, "b")) }()
+	go func() {
+		s.command <- run(s.t, podctlCommand(bounded(s.t), "a", append(append([]string{"move"}, s.flags...), s.pod.name, "b")...))
+	}()
 	until(s.t, "the fault has been injected", func() error {
 		data, err := os.ReadFile(file)
 		if err == nil && len(data) > 0 {

@@ -160,7 +160,12 @@ func Run(ctx context.Context, config Config) error {
 	}
 
 	handler := d.handler()
-	for _, listener := range listeners {
+	relayed := daemon.NewHandedListener(net.TCPAddrFromAddrPort(s.listen))
+	group.Go(func() error {
+		d.fetchRelayed(ctx, relayed)
+		return nil
+	})
+	for _, listener := range append(listeners, relayed) {
 		group.Go(func() error {
 			// Whom not to answer comes before any answer.
 			select {

@@ -32,7 +32,7 @@ func (s *moveService) CheckMove(ctx context.Context, r *connect.Request[poddv1.C
 	if err != nil {
 		return nil, err
 	}
-	check, err := s.d.checkMove(ctx, order.pod, order.target)
+	check, err := s.d.checkMove(ctx, order)
 	if err != nil {
 		return nil, err
 	}

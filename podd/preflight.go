@@ -57,7 +57,8 @@ func (e *blockedError) Unwrap() error { return pod.ErrBlocked }
 
 // checkMove runs preflight at both ends. It changes nothing. Requests that can
 // never succeed are errors; what the pod or the hosts are like is a blocker.
-func (d *Daemon) checkMove(ctx context.Context, name, target string) (*moveCheck, error) {
+func (d *Daemon) checkMove(ctx context.Context, order moveOrder) (*moveCheck, error) {
+	name, target := order.pod, order.target
 	record, err := d.dir.Pod(ctx, name)
 	if err != nil {
 		return nil, err
@@ -89,7 +90,7 @@ func (d *Daemon) checkMove(ctx context.Context, name, target string) (*moveCheck
 	if err := d.checkSource(ctx, p, check); err != nil {
 		return nil, err
 	}
-	blockers, err := d.askTarget(ctx, p, check)
+	blockers, err := d.askTarget(ctx, p, check, order)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +162,7 @@ const (
 )
 
 // askTarget sends the target what it needs to judge.
-func (d *Daemon) askTarget(ctx context.Context, p *localPod, check *moveCheck) ([]pod.Blocker, error) {
+func (d *Daemon) askTarget(ctx context.Context, p *localPod, check *moveCheck, order moveOrder) ([]pod.Blocker, error) {
 	self, err := d.dir.Host(ctx, d.Name)
 	if err != nil {
 		return nil, err
@@ -176,18 +177,20 @@ func (d *Daemon) askTarget(ctx context.Context, p *localPod, check *moveCheck) (
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	response, err := d.targetClient(check.target).CheckTarget(ctx, connect.NewRequest(&poddv1.CheckTargetRequest{
+	peers, done := d.peersFor(order.strategy, "")
+	defer done()
+	response, err := targetClient(peers, check.target.Name).CheckTarget(ctx, connect.NewRequest(&poddv1.CheckTargetRequest{
 		Spec: api.SpecToProto(check.pod.Spec), Kernel: self.Kernel, CriuVersion: int32(self.CRIU), Version: version.String(),
 		CpuFlags: flags, MemoryBytes: check.memoryBytes, FileBytes: check.fileBytes, MappedFiles: mapped,
 	}))
 	if err != nil {
-		return nil, fmt.Errorf("asking host %s: %w", check.target.Name, err)
+		return nil, d.advise(fmt.Errorf("asking host %s: %w", check.target.Name, err), order)
 	}
 	return api.BlockersFromProto(response.Msg.GetBlockers()), nil
 }
 
-func (d *Daemon) targetClient(host *pod.Host) poddv1connect.TargetServiceClient {
-	return poddv1connect.NewTargetServiceClient(d.cluster.Peers.Client(), daemon.PeerURL(trust.KindHost, host.Name), api.ClientOptions())
+func targetClient(peers *daemon.Peers, host string) poddv1connect.TargetServiceClient {
+	return poddv1connect.NewTargetServiceClient(peers.Client(), daemon.PeerURL(trust.KindHost, host), api.ClientOptions())
 }
 
 // holdAtProxy makes the proxy queue the packets of the pod that a move is about.

@@ -123,7 +123,7 @@ func (m *sourceMove) queue(ctx context.Context) (release func(), err error) {
 	err = m.d.checkSource(ctx, m.pod, check)
 	if err == nil {
 		var blockers []pod.Blocker
-		blockers, err = m.d.askTarget(ctx, m.pod, check)
+		blockers, err = m.d.askTarget(ctx, m.pod, check, m.order)
 		check.blockers = append(check.blockers, blockers...)
 	}
 	if err == nil {

@@ -172,7 +172,7 @@ func TestCheckMoveRefuses(t *testing.T) {
 		"under way":    {"moving", "b", pod.ErrConflict, moving.ID},
 		"no CRIU":      {"fine", "b", pod.ErrBlocked, "there is no CRIU"},
 	} {
-		if _, err := d.checkMove(t.Context(), test.pod, test.host); !errors.Is(err, test.sentinel) || !strings.Contains(err.Error(), test.text) {
+		if _, err := d.checkMove(t.Context(), moveOrder{pod: test.pod, target: test.host}); !errors.Is(err, test.sentinel) || !strings.Contains(err.Error(), test.text) {
 			t.Errorf("%s: got %v, want %v with %q", name, err, test.sentinel, test.text)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	poddv1 "podd/api/podd/v1"
 	"podd/checkpoint"
+	"podd/daemon"
 	"podd/directory"
 	"podd/fault"
 	"podd/filesync"
@@ -98,7 +99,7 @@ func (d *Daemon) movePod(ctx context.Context, order moveOrder, report func(progr
 	if err != nil {
 		return nil, fmt.Errorf("preflight: %w", err)
 	}
-	check, err := d.checkMove(ctx, order.pod, order.target)
+	check, err := d.checkMove(ctx, order)
 	if err != nil {
 		return nil, fmt.Errorf("preflight: %w", m.why(err))
 	}
@@ -218,7 +219,7 @@ func (m *sourceMove) run(ctx context.Context) error {
 		return err
 	}
 	// A target that stops answering must not keep the pod frozen for ever.
-	err = errors.Join(m.conn.SetDeadline(time.Now().Add(m.frozenLimit)), limitSilence(m.conn.Conn, frozenSilence))
+	err = errors.Join(m.conn.SetDeadline(time.Now().Add(m.frozenLimit)), daemon.LimitSilence(m.conn.Conn, frozenSilence))
 	if err != nil {
 		return fmt.Errorf("talking to host %s: %w", m.move.Target, err)
 	}
@@ -273,9 +274,11 @@ func (m *sourceMove) send(message *poddv1.SourceMessage) error {
 
 // reserve connects to the target and waits until everything there is ready.
 func (m *sourceMove) reserve(ctx context.Context) error {
-	conn, err := dialTransfer(ctx, m.d.cluster.Peers, m.target.Name)
+	peers, done := m.d.peersFor(m.order.strategy, m.move.ID)
+	defer done()
+	conn, err := dialTransfer(ctx, peers, m.target.Name)
 	if err != nil {
-		return err
+		return m.d.advise(err, m.order)
 	}
 	m.conn = conn
 	// The conversation has no deadline of its own while bytes flow.

@@ -13,8 +13,8 @@ func chooseStrategy(asked pod.Strategy) (chosen pod.Strategy, reason string, err
 	switch asked {
 	case pod.StrategyAuto:
 		return pod.StrategyStopCopy, "it is the only one that is available", nil
-	case pod.StrategyStopCopy:
-		return pod.StrategyStopCopy, "it was asked for", nil
+	case pod.StrategyStopCopy, pod.StrategyCheckpointServer:
+		return asked, "it was asked for", nil
 	}
 	return "", "", fmt.Errorf("%w: strategy %s is not available", pod.ErrInvalid, asked)
 }

@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/proto"
 
@@ -119,7 +118,7 @@ func dialTransfer(ctx context.Context, peers *daemon.Peers, host string) (*trans
 }
 
 func askForTransfer(conn net.Conn, host string) (*transferConn, error) {
-	if err := limitSilence(conn, silenceLimit); err != nil {
+	if err := daemon.LimitSilence(conn, silenceLimit); err != nil {
 		return nil, err
 	}
 	// A podd that hangs accepts connections all the same.
@@ -152,30 +151,6 @@ func askForTransfer(conn net.Conn, host string) (*transferConn, error) {
 	return newTransferConn(conn, reader), nil
 }
 
-// limitSilence makes a connection fail whose other end does not take or confirm
-// anything for the limit, and find out even when there is nothing to send.
-func limitSilence(conn net.Conn, limit time.Duration) error {
-	tcp, ok := daemon.Unwrap(conn).(*net.TCPConn)
-	if !ok {
-		return nil
-	}
-	if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: limit / 4, Interval: limit / 4, Count: 3}); err != nil {
-		return fmt.Errorf("setting up the connection of a move: %w", err)
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("setting up the connection of a move: %w", err)
-	}
-	var setErr error
-	err = raw.Control(func(fd uintptr) {
-		setErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(limit.Milliseconds()))
-	})
-	if err := errors.Join(err, setErr); err != nil {
-		return fmt.Errorf("setting up the connection of a move: %w", err)
-	}
-	return nil
-}
-
 // acceptTransfer takes over the connection of an upgrade request. peer is the
 // host at its other end; nobody else may move a pod here.
 func acceptTransfer(w http.ResponseWriter, r *http.Request) (t *transferConn, peer string, err error) {
@@ -193,7 +168,7 @@ func acceptTransfer(w http.ResponseWriter, r *http.Request) (t *transferConn, pe
 		return nil, "", fmt.Errorf("taking over the connection of a transfer: %w", err)
 	}
 	// The server's deadlines do not hold for what follows.
-	if err := errors.Join(conn.SetDeadline(time.Time{}), limitSilence(conn, silenceLimit)); err != nil {
+	if err := errors.Join(conn.SetDeadline(time.Time{}), daemon.LimitSilence(conn, silenceLimit)); err != nil {
 		conn.Close()
 		return nil, "", fmt.Errorf("taking over the connection of a transfer: %w", err)
 	}

@@ -35,6 +35,7 @@ func (p *Proxy) handler() http.Handler {
 	mux.Handle(poddv1connect.NewProxyServiceHandler(&service{reconciler: p.reconciler, move: p.dir.Move, examine: p.examine}, options...))
 	mux.Handle(poddv1connect.NewHostServiceHandler(&hostService{Hosts: daemon.Hosts{Directory: p.dir.Directory}, name: p.Name}, options...))
 	p.cluster.HandleTrust(mux)
+	mux.Handle("POST "+daemon.RelayPath, p.relays)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		if err := p.health(r.Context()); err != nil {

@@ -26,6 +26,10 @@ type metrics struct {
 	repairs  *prometheus.CounterVec
 	hold     *prometheus.HistogramVec
 	queries  *prometheus.CounterVec
+	relays   *prometheus.CounterVec
+	// relayBytes counts what relays have carried.
+	relayBytes prometheus.Counter
+	relaysOpen prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -52,6 +56,15 @@ func newMetrics() *metrics {
 		queries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "podproxy_dns_queries_total", Help: "DNS queries answered, by audience and response code.",
 		}, []string{"audience", "rcode"}),
+		relays: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "podproxy_relays_total", Help: "Requests to be connected to another host, by what became of them.",
+		}, []string{"outcome"}),
+		relayBytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "podproxy_relay_bytes_total", Help: "Bytes carried between hosts that can't reach each other, both ways.",
+		}),
+		relaysOpen: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "podproxy_relays", Help: "Connections between such hosts now, those included for which one of them waits.",
+		}),
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "podproxy_info", Help: "Always 1; the label says which build runs.",
@@ -61,7 +74,7 @@ func newMetrics() *metrics {
 	for _, kind := range datapath.RepairKinds {
 		m.repairs.WithLabelValues(kind)
 	}
-	m.registry.MustRegister(m.set, m.follow, m.failures, m.repairs, m.hold, m.queries, info,
+	m.registry.MustRegister(m.set, m.follow, m.failures, m.repairs, m.hold, m.queries, m.relays, m.relayBytes, m.relaysOpen, info,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -89,6 +102,10 @@ func (m *metrics) query(a dns.Audience, rcode int) {
 	}
 	m.queries.WithLabelValues(string(a), strings.ToLower(name)).Inc()
 }
+
+// relayEnded counts relays that were carried, unmet (the second host did not
+// come) and refused.
+func (m *metrics) relayEnded(outcome string) { m.relays.WithLabelValues(outcome).Inc() }
 
 // watch adds what the data path, the view and the reconciler know themselves.
 func (m *metrics) watch(stats func() datapath.Stats, view func() *directory.View, oldestHold func() time.Duration, certificateEnd func() time.Time) {

@@ -33,6 +33,7 @@ type Proxy struct {
 	dir        *daemon.Directory // the cluster's
 	metrics    *metrics
 	reconciler *reconciler
+	relays     *relays
 	// view is the directory as last seen.
 	view atomic.Pointer[directory.View]
 }
@@ -117,6 +118,8 @@ func Run(ctx context.Context, config Config) error {
 func (p *Proxy) serve(ctx context.Context, names *dns.Server, listeners ...net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
 	views := p.dir.Watch(ctx)
+	p.relays = newRelays(ctx, p.dir.Directory, p.metrics, p.log)
+	defer p.relays.close()
 	group.Go(func() error {
 		p.reconciler.run(ctx, views)
 		return nil
