@@ -332,6 +332,9 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 		case "pre-dump":
 			result.FrozenAt, err = d.freezeBetweenSpawns(ctx)
 			result.Freeze = time.Since(result.FrozenAt)
+			if err == nil {
+				err = d.joinProcessor()
+			}
 			if err == nil && d.seizeRunning {
 				err = d.options.Hooks.Thaw()
 			}
@@ -383,6 +386,18 @@ func (d *Dump) leaveOut(ctx context.Context) <-chan error {
 		}
 	}()
 	return done
+}
+
+// joinProcessor has CRIU run where the frozen processes are.
+func (d *Dump) joinProcessor() error {
+	if d.options.FreezeCgroup == "" {
+		return nil
+	}
+	freezer, err := NewFreezer(d.options.FreezeCgroup)
+	if err != nil {
+		return err
+	}
+	return freezer.cpuset().join(d.worker.pid())
 }
 
 // seizeLimit bounds the wait for CRIU to stop all processes. CRIU has a limit of

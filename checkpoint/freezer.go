@@ -12,11 +12,16 @@ import (
 )
 
 // Freezer freezes all processes of one cgroup: with cgroup.freeze in version
-// 2, with freezer.state in version 1. It keeps no state.
+// 2, with freezer.state in version 1. While they are frozen it keeps them on one
+// processor, where there are cpusets.
 type Freezer struct {
 	dir string
 	v1  bool
+	// idle is from when the Freezer was made.
+	idle idleTimes
 }
+
+func (f *Freezer) cpuset() cpuset { return cpusetOf(f.dir, f.v1) }
 
 // NewFreezer returns the freezer of the cgroup whose directory is dir: in
 // version 1 the one below the freezer controller.
@@ -25,7 +30,8 @@ func NewFreezer(dir string) (*Freezer, error) {
 		f := &Freezer{dir: dir, v1: v1}
 		_, err := os.Stat(f.control())
 		if err == nil {
-			return f, nil
+			f.idle, err = readIdleTimes()
+			return f, err
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("looking for the freezer of %s: %w", dir, err)
@@ -63,8 +69,11 @@ func (f *Freezer) Freeze(ctx context.Context) error {
 			return fmt.Errorf("freezing cgroup %s: %w", f.dir, err)
 		}
 		frozen, err := f.Frozen()
-		if err != nil || frozen {
+		if err != nil {
 			return err
+		}
+		if frozen {
+			return f.cpuset().gather(f.idle)
 		}
 		select {
 		case <-ctx.Done():
@@ -77,14 +86,15 @@ func (f *Freezer) Freeze(ctx context.Context) error {
 
 // Thaw lets the processes run. Thawing what is not frozen does nothing.
 func (f *Freezer) Thaw() error {
+	spreadErr := f.cpuset().spread()
 	word := "0"
 	if f.v1 {
 		word = "THAWED"
 	}
 	if err := os.WriteFile(f.control(), []byte(word), 0); err != nil {
-		return fmt.Errorf("thawing cgroup %s: %w", f.dir, err)
+		return errors.Join(fmt.Errorf("thawing cgroup %s: %w", f.dir, err), spreadErr)
 	}
-	return nil
+	return spreadErr
 }
 
 // Frozen reports whether all processes of the cgroup are frozen.
