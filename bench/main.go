@@ -17,7 +17,7 @@ import (
 )
 
 // parts are the parts of the benchmark, in the order they run.
-var parts []part
+var parts = []part{movePart}
 
 // part is one part of the benchmark.
 type part struct {

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"podd/bench/measure"
+	"podd/bench/peer"
+	"podd/bench/report"
+	"podd/bench/workload"
+	"podd/lab"
+)
+
+var movePart = part{"move", "Moves between two hosts in different subnets, with a client that has a live connection", runMove}
+
+// The contenders. Other names of podd are those of strategies.
+const (
+	podd   = "podd"
+	runc   = "runc"
+	podman = "podman"
+	criu   = "criu"
+)
+
+// The works that bars are about.
+const (
+	small       = "64 MiB idle"
+	processes   = "100 processes, 64 MiB"
+	desktop     = "desktop"
+	fullDesktop = "full desktop"
+	large       = "2 GiB mostly idle, 1 Gbit/s"
+)
+
+// gigabit is the rate of slow links.
+const gigabit = "1gbit"
+
+// mover makes the trips of the part.
+type mover struct {
+	*bench
+	server string
+	// root is a root file system with the server only.
+	root string
+	// images are on a tmpfs here.
+	images string
+	// strategy is podctl move's flag for the default contender, if it has it.
+	strategy []string
+	links    int
+}
+
+func runMove(ctx context.Context, b *bench) error {
+	if err := peer.Adopt(); err != nil {
+		return err
+	}
+	b.moveFigures()
+	m := &mover{bench: b, root: filepath.Join(b.dir, "root"), images: filepath.Join(b.dir, "images")}
+	for _, dir := range []string{m.root, m.images} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("making directories: %w", err)
+		}
+	}
+	if err := unix.Mount("images", m.images, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=700"); err != nil {
+		return fmt.Errorf("mounting a tmpfs for images: %w", err)
+	}
+	var err error
+	if m.server, err = workload.Build(ctx, m.root); err != nil {
+		return err
+	}
+	for _, group := range []struct {
+		rate  string
+		works func(context.Context) error
+	}{
+		{"", m.unlimited}, {gigabit, m.limited},
+	} {
+		if _, err := b.labUp(ctx, lab.Options{Hosts: 2, LinkRate: group.rate}); err != nil {
+			return err
+		}
+		has, err := b.strategies(ctx)
+		if err != nil {
+			return err
+		}
+		if m.strategy = nil; has {
+			m.strategy = []string{"--strategy", "auto"}
+		}
+		if err := group.works(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) moveFigures() {
+	b.figure(silence, "ms", "the longest time that the client got no answer, though it asked every millisecond")
+	b.figure(freeze, "ms", "the longest time that the program did not run, by its own clock")
+	b.figure(excision, "ms", "from the freeze to the complete image on the target; of peers, checkpoint and copy")
+	b.figure(insertion, "ms", "from there until it runs; of peers, restore")
+	b.figure(total, "ms", "from the command to its end")
+	b.figure(sent, "B", "what crossed the source's link during the move; of peers, the size of the images")
+	b.figure(resident, "B", "the memory that the program had in use")
+	key := func(work, by, figure string) measure.Key {
+		return measure.Key{Work: work, Contender: by, Figure: figure}
+	}
+	b.bar(report.Bar{Name: "silence, 64 MiB idle server: podd / runc", Of: key(small, podd, silence), Against: key(small, runc, silence), Limit: 0.20})
+	b.bar(report.Bar{Name: "silence, 64 MiB idle server", Of: key(small, podd, silence), Limit: 100, Unit: "ms"})
+	b.bar(report.Bar{Name: "silence, 2 GiB over 1 Gbit/s / 64 MiB", Of: key(large, podd, silence), Against: key(small, podd, silence), Limit: 1.5})
+	b.bar(report.Bar{Name: "silence, 100 processes / 1", Of: key(processes, podd, silence), Against: key(small, podd, silence), Limit: 2})
+	b.bar(report.Bar{Name: "silence, minimal Xvnc desktop: podd / runc", Of: key(desktop, podd, silence), Against: key(desktop, runc, silence), Limit: 0.20})
+	b.bar(report.Bar{Name: "silence, full desktop: podd / runc", Of: key(fullDesktop, podd, silence), Against: key(fullDesktop, runc, silence), Limit: 0.12})
+	b.bar(report.Bar{Name: "freeze to resume, 64 MiB: podd / raw CRIU", Of: key(small, podd, freeze), Against: key(small, criu, freeze), Limit: 0.7})
+	b.bar(report.Bar{Name: "bytes sent, 2 GiB mostly idle / resident", Of: key(large, podd, sent), Against: key(large, podd, resident), Limit: 1.15})
+}
+
+// serverArgs are the server's arguments.
+func (m *mover) serverArgs(mebibytes, rate, processes int) []string {
+	return []string{"/server", "-m", fmt.Sprint(mebibytes), "-d", fmt.Sprint(rate), "-n", fmt.Sprint(processes)}
+}
+
+// podServer is a trip of the server in a pod; flags are podctl move's.
+func (m *mover) podServer(name string, args []string, flags ...string) *trip {
+	return &trip{
+		vehicle:   &byPodd{bench: m.bench, name: name, args: append([]string{"--image", "dir:" + m.root, "--"}, args...), flags: flags},
+		passenger: &counting{}, lab: m.lab,
+	}
+}
+
+// peerServer is a trip of the server with runc, podman or CRIU alone.
+func (m *mover) peerServer(by string, args []string) *trip {
+	m.links++
+	c := peer.Container{Name: by, Args: args, Root: m.root}
+	v := &byPeer{bench: m.bench, number: m.links, name: by}
+	v.make = func(k *peer.Link) container {
+		switch by {
+		case runc:
+			return &peer.Runc{Program: m.runc(), Container: c, Link: k, Dir: m.dir, Images: m.images}
+		case podman:
+			return &peer.Podman{Runtime: m.runc(), Container: c, Link: k, Dir: m.dir, Images: m.images}
+		}
+		return cycle{&peer.CRIU{Args: append([]string{m.server}, args[1:]...), Link: k, Images: filepath.Join(m.images, "criu")}}
+	}
+	return &trip{vehicle: v, passenger: &counting{}, lab: m.lab}
+}
+
+// unlimited are the works over links without a limit.
+func (m *mover) unlimited(ctx context.Context) error {
+	one := m.serverArgs(64, 0, 1)
+	return m.trips(ctx, small, m.repetitions, map[string]*trip{
+		podd: m.podServer("small", one, m.strategy...),
+		runc: m.peerServer(runc, one), podman: m.peerServer(podman, one), criu: m.peerServer(criu, one),
+	}, podd, runc, podman, criu)
+}
+
+// limited are those over 1 Gbit/s.
+func (m *mover) limited(ctx context.Context) error {
+	return nil
+}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"podd/bench/measure"
+	"podd/bench/probe"
+	"podd/bench/workload"
+	"podd/lab"
+)
+
+// How long a client speaks before its figures count, before the move, and
+// after it: what is late, such as pages that are still missing, shows then.
+const (
+	warmUp = 100 * time.Millisecond
+	before = 50 * time.Millisecond
+	after  = 300 * time.Millisecond
+)
+
+// counting is the client of the server in package workload.
+type counting struct {
+	probe  *probe.Probe
+	memory uint64
+}
+
+func (c *counting) board(ctx context.Context, l *lab.Lab, address netip.Addr) error {
+	conn, err := awaitPort(ctx, l, address, workload.Port)
+	if err != nil {
+		return err
+	}
+	c.probe = probe.New(conn, probe.Counting{})
+	return nil
+}
+
+func (c *counting) depart(ctx context.Context) (err error) {
+	c.probe.Start()
+	if err := pause(ctx, warmUp); err != nil {
+		return err
+	}
+	if _, err := c.probe.Stop(ctx); err != nil {
+		return err
+	}
+	if c.memory, err = probe.AskWord(ctx, c.probe, workload.AskMemory); err != nil {
+		return err
+	}
+	// That forgets the time when it was idle.
+	if _, err := probe.AskWord(ctx, c.probe, workload.AskGap); err != nil {
+		return err
+	}
+	c.probe.Start()
+	return pause(ctx, before)
+}
+
+func (c *counting) arrive(ctx context.Context) (measure.Values, error) {
+	if err := pause(ctx, after); err != nil {
+		return nil, err
+	}
+	longest, err := c.probe.Stop(ctx)
+	if err != nil {
+		return nil, err
+	}
+	gap, err := probe.AskWord(ctx, c.probe, workload.AskGap)
+	if err != nil {
+		return nil, err
+	}
+	return measure.Values{
+		silence: milliseconds(longest), freeze: milliseconds(time.Duration(gap)), resident: float64(c.memory),
+	}, nil
+}
+
+func (c *counting) leave(ctx context.Context) error {
+	right, err := probe.AskWord(ctx, c.probe, workload.AskCheck)
+	if err != nil {
+		return err
+	}
+	if right != 1 {
+		return errors.New("the server's memory is not what it should be")
+	}
+	if err := c.probe.Err(); err != nil {
+		return fmt.Errorf("the connection: %w", err)
+	}
+	return nil
+}
+
+func (c *counting) abandon() {
+	if c.probe != nil {
+		// It may be broken, which is why it is abandoned.
+		_ = c.probe.Close()
+		c.probe = nil
+	}
+}

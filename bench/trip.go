@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"time"
+
+	"podd/bench/measure"
+	"podd/lab"
+)
+
+// The figures of a move.
+const (
+	silence   = "silence"
+	freeze    = "freeze"
+	excision  = "excision"
+	insertion = "insertion"
+	total     = "total"
+	sent      = "sent"
+	resident  = "resident"
+)
+
+// vehicle moves something from host to host.
+type vehicle interface {
+	// start starts what is to be moved, on the first host, and returns the
+	// address that clients connect to.
+	start(ctx context.Context) (netip.Addr, error)
+	move(ctx context.Context) (measure.Values, error)
+	// stop removes it; it may not have been started, or only in part.
+	stop(ctx context.Context) error
+}
+
+// passenger is the client's view of what is moved.
+type passenger interface {
+	// board connects to an address.
+	board(ctx context.Context, l *lab.Lab, address netip.Addr) error
+	// depart begins to measure, arrive ends it: what happens in between
+	// is in the figures that arrive returns.
+	depart(ctx context.Context) error
+	arrive(ctx context.Context) (measure.Values, error)
+	// leave checks that all is as it should be, and disconnects.
+	leave(ctx context.Context) error
+	// abandon disconnects.
+	abandon()
+}
+
+// trip is a contender that moves one thing again and again, with one
+// connection that must last.
+type trip struct {
+	vehicle
+	passenger
+	lab     *lab.Lab
+	started bool
+}
+
+// once is measure.Contender's Once. After an error it begins anew with the next
+// call.
+func (t *trip) once(ctx context.Context) (measure.Values, error) {
+	values, err := t.measure(ctx)
+	if err != nil {
+		return nil, errors.Join(err, t.abort(ctx))
+	}
+	return values, nil
+}
+
+func (t *trip) measure(ctx context.Context) (measure.Values, error) {
+	if !t.started {
+		address, err := t.start(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("starting: %w", err)
+		}
+		if err := t.board(ctx, t.lab, address); err != nil {
+			return nil, fmt.Errorf("connecting: %w", err)
+		}
+		t.started = true
+	}
+	if err := t.depart(ctx); err != nil {
+		return nil, fmt.Errorf("before the move: %w", err)
+	}
+	values, err := t.move(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("moving: %w", err)
+	}
+	seen, err := t.arrive(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("after the move: %w", err)
+	}
+	maps.Copy(values, seen)
+	return values, nil
+}
+
+// abort ends the trip without looking at what was moved.
+func (t *trip) abort(ctx context.Context) error {
+	t.abandon()
+	t.started = false
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), downTimeout)
+	defer cancel()
+	return t.stop(ctx)
+}
+
+// end checks what was moved and removes it.
+func (t *trip) end(ctx context.Context) error {
+	if !t.started {
+		return nil
+	}
+	err := t.leave(ctx)
+	return errors.Join(err, t.abort(ctx))
+}
+
+// trips does a work by several contenders that each move a thing of their own.
+func (b *bench) trips(ctx context.Context, work string, repetitions int, all map[string]*trip, order ...string) error {
+	var contenders []measure.Contender
+	for _, name := range order {
+		contenders = append(contenders, measure.Contender{Name: name, Once: all[name].once})
+	}
+	err := b.workTimes(ctx, work, repetitions, contenders...)
+	for _, name := range order {
+		if endErr := all[name].end(ctx); endErr != nil {
+			if ctx.Err() == nil {
+				b.record.Fail(measure.Failure{Work: work, Contender: name, Reason: "after all: " + endErr.Error()})
+			}
+			b.log.Warn("ending a work", "work", work, "by", name, "error", endErr)
+		}
+	}
+	return err
+}
+
+// pause waits.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

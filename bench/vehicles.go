@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"podd/bench/measure"
+	"podd/bench/peer"
+	"podd/lab"
+	"podd/pod"
+)
+
+// sides are the hosts that everything moves between.
+var sides = [2]string{"a", "b"}
+
+// byPodd moves a pod with podctl.
+type byPodd struct {
+	*bench
+	name string
+	// args are podctl run's after the name; flags are podctl move's.
+	args, flags []string
+	side        int
+}
+
+func (v *byPodd) start(ctx context.Context) (netip.Addr, error) {
+	v.side = 0
+	args := append([]string{"run", "-d", "--host", sides[0], "--name", v.name}, v.args...)
+	if _, err := v.podctl(ctx, args...); err != nil {
+		return netip.Addr{}, err
+	}
+	var p podView
+	err := v.podctlJSON(ctx, &p, "inspect", v.name)
+	return p.PublicAddress, err
+}
+
+func (v *byPodd) move(ctx context.Context) (measure.Values, error) {
+	from, to := sides[v.side], sides[1-v.side]
+	before, err := transmitted(v.lab, from)
+	if err != nil {
+		return nil, err
+	}
+	var m moveView
+	if err := v.podctlJSON(ctx, &m, "move", append(append([]string{}, v.flags...), v.name, to)...); err != nil {
+		return nil, err
+	}
+	if m.State != pod.MoveDone || m.Receipt == nil {
+		return nil, fmt.Errorf("the move is %q", m.State)
+	}
+	after, err := transmitted(v.lab, from)
+	if err != nil {
+		return nil, err
+	}
+	v.side = 1 - v.side
+	return measure.Values{
+		excision: m.Receipt.ExcisionMs, insertion: m.Receipt.InsertionMs, total: m.Receipt.TotalMs, sent: float64(after - before),
+	}, nil
+}
+
+func (v *byPodd) stop(ctx context.Context) error {
+	_, err := v.podctl(ctx, "rm", "--force", v.name)
+	if err != nil && strings.Contains(err.Error(), "not found") {
+		return nil // it was never made
+	}
+	return err
+}
+
+// transmitted counts the bytes that a host of the lab has sent.
+func transmitted(l *lab.Lab, host string) (n uint64, err error) {
+	err = l.Do(host, func() error {
+		device, err := netlink.LinkByName("uplink")
+		if err != nil {
+			return err
+		}
+		n = device.Attrs().Statistics.TxBytes
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("counting what host %s has sent: %w", host, err)
+	}
+	return n, nil
+}
+
+// byPeer moves a container with runc or podman.
+type byPeer struct {
+	bench  *bench
+	link   *peer.Link
+	number int
+	name   string
+	// make returns what moves over a link.
+	make func(*peer.Link) container
+	container
+}
+
+// container is peer.Runc or peer.Podman.
+type container interface {
+	Start(context.Context) error
+	Move(context.Context) (peer.Times, error)
+	Stop(context.Context) error
+}
+
+func (v *byPeer) start(ctx context.Context) (netip.Addr, error) {
+	var err error
+	if v.link, err = peer.NewLink(v.bench.lab, v.name, v.number, sides); err != nil {
+		return netip.Addr{}, err
+	}
+	v.container = v.make(v.link)
+	return v.link.Address, v.Start(ctx)
+}
+
+func (v *byPeer) move(ctx context.Context) (measure.Values, error) {
+	t, err := v.Move(ctx)
+	return measure.Values{
+		excision: milliseconds(t.Checkpoint + t.Copy), insertion: milliseconds(t.Restore), total: milliseconds(t.Total()), sent: float64(t.Bytes),
+	}, err
+}
+
+func (v *byPeer) stop(ctx context.Context) error {
+	var errs []error
+	if v.container != nil {
+		errs = append(errs, v.Stop(ctx))
+		v.container = nil
+	}
+	if v.link != nil {
+		errs = append(errs, v.link.Close())
+		v.link = nil
+	}
+	return errors.Join(errs...)
+}
+
+// cycle is CRIU alone, which moves nothing but takes the same time.
+type cycle struct{ *peer.CRIU }
+
+func (c cycle) Move(ctx context.Context) (peer.Times, error) { return c.Cycle(ctx) }
