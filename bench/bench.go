@@ -89,15 +89,15 @@ func (b *bench) labUp(ctx context.Context, o lab.Options) (*lab.Lab, error) {
 		return nil, err
 	}
 	b.labOptions = o
-	bin, err := filepath.Abs(b.bin)
-	if err != nil {
-		return nil, fmt.Errorf("finding the programs: %w", err)
-	}
-	o.Dir, o.BinDir = labDir(b.dir), bin
+	o.Dir, o.BinDir = labDir(b.dir), b.bin
 	ctx, cancel := context.WithTimeout(ctx, upTimeout)
 	defer cancel()
-	b.lab, err = lab.Up(ctx, o)
-	return b.lab, err
+	l, err := lab.Up(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	b.lab = l
+	return l, nil
 }
 
 // labDown takes down the lab, if one is up.
@@ -135,10 +135,11 @@ func runPart(ctx context.Context, p part, o options) (missed int, err error) {
 		return 0, err
 	}
 	begin := time.Now()
-	if err := p.run(ctx, b); err != nil {
-		return 0, errors.Join(err, b.labDown(ctx))
+	err = p.run(ctx, b)
+	if downErr := b.labDown(ctx); downErr != nil {
+		b.log.Warn("the lab could not be taken down; it is tried again in the end", "error", downErr)
 	}
-	if err := b.labDown(ctx); err != nil {
+	if err != nil {
 		return 0, err
 	}
 	b.report.Seconds = time.Since(begin).Round(time.Second).Seconds()

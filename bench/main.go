@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -131,6 +132,9 @@ func parse(args []string) ([]part, options, error) {
 	}
 	if o.contenders, err = regexp.Compile(*contenders); err != nil {
 		return nil, o, fmt.Errorf("%w: -by: %w", errUsage, err)
+	}
+	if o.bin, err = filepath.Abs(o.bin); err != nil {
+		return nil, o, fmt.Errorf("finding the programs: %w", err)
 	}
 	if len(chosen) == 0 {
 		chosen = parts

@@ -128,7 +128,7 @@ func (m *mover) podServer(name string, args []string, flags ...string) *trip {
 // peerServer is a trip of the server with runc, podman or CRIU alone.
 func (m *mover) peerServer(by string, args []string) *trip {
 	m.links++
-	c := peer.Container{Name: by, Args: args, Root: m.root}
+	c := peer.Container{Name: by, Args: args, Root: m.root, Writable: true}
 	v := &byPeer{bench: m.bench, number: m.links, name: by}
 	v.make = func(k *peer.Link) container {
 		switch by {

@@ -56,10 +56,15 @@ type trip struct {
 	started bool
 }
 
+// tripTimeout bounds one move with everything around it.
+const tripTimeout = 2 * time.Minute
+
 // once is measure.Contender's Once. After an error it begins anew with the next
 // call.
 func (t *trip) once(ctx context.Context) (measure.Values, error) {
-	values, err := t.measure(ctx)
+	bounded, cancel := context.WithTimeout(ctx, tripTimeout)
+	defer cancel()
+	values, err := t.measure(bounded)
 	if err != nil {
 		return nil, errors.Join(err, t.abort(ctx))
 	}

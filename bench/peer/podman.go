@@ -60,10 +60,8 @@ func (p *Podman) use(side int) error {
 // Start runs the container on the first host.
 func (p *Podman) Start(ctx context.Context) error {
 	p.side = 0
-	for side := range p.Link.hosts {
-		if err := p.load(ctx, side); err != nil {
-			return err
-		}
+	if err := p.load(ctx); err != nil {
+		return err
 	}
 	if err := errors.Join(p.use(0), p.Link.Route(0)); err != nil {
 		return err
@@ -74,19 +72,30 @@ func (p *Podman) Start(ctx context.Context) error {
 	}, p.Container.Args...)...)...)
 }
 
-// load makes an image of the root file system on a host, if it has none.
-func (p *Podman) load(ctx context.Context, side int) error {
-	if err := os.MkdirAll(p.dir(side, "tmp"), 0o700); err != nil {
-		return fmt.Errorf("making podman's directories: %w", err)
+// load gives both hosts the same image of the root file system, if they have
+// none.
+func (p *Podman) load(ctx context.Context) error {
+	for side := range p.Link.hosts {
+		if err := os.MkdirAll(p.dir(side, "tmp"), 0o700); err != nil {
+			return fmt.Errorf("making podman's directories: %w", err)
+		}
 	}
-	if run(ctx, p.command(side, "image", "exists", image)...) == nil {
+	if run(ctx, p.command(1, "image", "exists", image)...) == nil {
 		return nil
 	}
-	archive := p.dir(side, "root.tar")
-	if err := run(ctx, "tar", "-C", p.Container.Root, "-cf", archive, "."); err != nil {
-		return err
+	root, saved := p.dir(0, "root.tar"), p.dir(0, "image.tar")
+	for _, argv := range [][]string{
+		{"tar", "-C", p.Container.Root, "-cf", root, "."},
+		p.command(0, "import", root, image),
+		// Only so it has the same identity there, which a restore asks for.
+		p.command(0, "save", "--output", saved, image),
+		p.command(1, "load", "--input", saved),
+	} {
+		if err := run(ctx, argv...); err != nil {
+			return err
+		}
 	}
-	return run(ctx, p.command(side, "import", archive, image)...)
+	return nil
 }
 
 // Move moves the container to the other host. After an error it has to be

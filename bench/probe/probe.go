@@ -108,11 +108,11 @@ func (p *Probe) Ask(ctx context.Context, request []byte, answer func(*bufio.Read
 
 // Close closes the connection.
 func (p *Probe) Close() error {
+	p.fail(net.ErrClosed)
+	err := p.conn.Close() // also ends a send that does not get on
 	if p.stopSending != nil {
 		p.stopSending()
 	}
-	p.fail(net.ErrClosed)
-	err := p.conn.Close()
 	close(p.expected)
 	<-p.received
 	return err
@@ -151,7 +151,11 @@ func (p *Probe) say(request []byte, answer func(*bufio.Reader) error) error {
 	default:
 		return p.fail(fmt.Errorf("%d requests have no answer", backlog))
 	}
-	if _, err := p.conn.Write(request); err != nil {
+	err = p.conn.SetWriteDeadline(time.Now().Add(patience))
+	if err == nil {
+		_, err = p.conn.Write(request)
+	}
+	if err != nil {
 		return p.fail(fmt.Errorf("sending: %w", err))
 	}
 	return nil

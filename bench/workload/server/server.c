@@ -190,8 +190,8 @@ int main(int argc, char **argv) {
 	signal(SIGPIPE, SIG_IGN);
 	// Nothing of where it was started stays open.
 	int null = open("/dev/null", O_RDWR);
-	for (int fd = 0; null >= 0 && fd < 2; fd++) dup2(null, fd);
-	if (null > 2) close(null);
+	for (int fd = 0; null >= 0 && fd <= 2; fd++) dup2(null, fd);
+	close_range(3, ~0U, 0);
 
 	pages = mebibytes * 1048576 / page_bytes / processes;
 	shared = mmap(NULL, page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
