@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podd/namespace"
+	"podd/pager"
 	"podd/podd"
 	"podd/trust"
 	"podd/version"
@@ -21,6 +22,10 @@ import (
 func main() {
 	// libcontainer starts this same program as the first process of a pod.
 	namespace.Init()
+	// And podd starts it anew for each pod whose memory is still arriving.
+	if len(os.Args) > 1 && os.Args[1] == "pager" {
+		os.Exit(pager.Main(os.Args[2:]))
+	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()

@@ -1,0 +1,329 @@
+package pager
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"podd/pagesync"
+)
+
+const (
+	controlName = "control"
+	// maxMessage bounds a request and an answer, in bytes.
+	maxMessage = 64 << 10
+	// verifyPoll is how often it is looked whether what Verify waits for is there,
+	// watchPoll the same for changes of the status.
+	verifyPoll = 2 * time.Millisecond
+	watchPoll  = 20 * time.Millisecond
+	// watchTime is how long a watch waits for a change.
+	watchTime = time.Second
+)
+
+// request is what podd asks a pager on a connection of its own; with attach comes
+// a userfaultfd.
+type request struct {
+	Op string `json:"op"` // attach, verify, run, status, watch
+	// PID of attach, in the pod.
+	PID int `json:"pid,omitempty"`
+	// Complete of verify: nothing may be missing. Wait is how long that may take.
+	Complete bool          `json:"complete,omitempty"`
+	Wait     time.Duration `json:"wait,omitempty"`
+	// Last of watch: the status that is known.
+	Last Status `json:"last,omitzero"`
+}
+
+type answer struct {
+	Error  string `json:"error,omitempty"`
+	Status Status `json:"status"`
+}
+
+// socketPath is a name for the control socket that is short enough for a socket's
+// address (unix(7)): that of an open directory.
+func socketPath(dir *os.File) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), controlName)
+}
+
+func listen(dir string) (*net.UnixListener, error) {
+	if err := os.Remove(filepath.Join(dir, controlName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("making the control socket: %w", err)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("making the control socket: %w", err)
+	}
+	defer d.Close()
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: socketPath(d), Net: "unixpacket"})
+	if err != nil {
+		return nil, fmt.Errorf("making the control socket: %w", err)
+	}
+	l.SetUnlinkOnClose(false) // it is the next one's by then
+	return l, nil
+}
+
+// server answers podd.
+type server struct {
+	h   *handler
+	l   *link
+	log *slog.Logger
+
+	wg     sync.WaitGroup
+	mu     sync.Mutex
+	failed error // of the link
+	conns  map[net.Conn]struct{}
+	closed bool
+}
+
+func (s *server) run(l *net.UnixListener) {
+	for {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			s.wg.Wait()
+			return
+		}
+		s.wg.Go(func() {
+			defer conn.Close()
+			if !s.keep(conn, true) {
+				return
+			}
+			defer s.keep(conn, false)
+			if err := s.serve(conn); err != nil {
+				s.log.Warn("a request could not be answered", "error", err)
+			}
+		})
+	}
+}
+
+// keep notes connections, to end them.
+func (s *server) keep(conn net.Conn, open bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns == nil {
+		s.conns = map[net.Conn]struct{}{}
+	}
+	if open {
+		s.conns[conn] = struct{}{}
+	} else {
+		delete(s.conns, conn)
+	}
+	return !s.closed
+}
+
+// close ends the connections of those who watch.
+func (s *server) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for conn := range s.conns {
+		conn.Close()
+	}
+}
+
+func (s *server) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = err
+}
+
+func (s *server) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+func (s *server) serve(conn *net.UnixConn) error {
+	b, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := conn.ReadMsgUnix(b, oob)
+	if err != nil {
+		return fmt.Errorf("reading a request: %w", err)
+	}
+	var r request
+	if err := json.Unmarshal(b[:n], &r); err != nil {
+		return fmt.Errorf("reading a request: %w", err)
+	}
+	fds, err := descriptors(oob[:oobn])
+	if err != nil {
+		return err
+	}
+	if r.Op != "attach" || len(fds) != 1 {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		fds = nil
+	}
+	err = s.answer(r, fds)
+	a := answer{Status: s.status()}
+	if err != nil {
+		a.Error = err.Error()
+	}
+	if b, err = json.Marshal(a); err != nil {
+		return fmt.Errorf("answering: %w", err)
+	}
+	if _, err := conn.Write(b); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("answering: %w", err)
+	}
+	return nil
+}
+
+func descriptors(oob []byte) ([]int, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, fmt.Errorf("reading a request: %w", err)
+	}
+	var all []int
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			return nil, fmt.Errorf("reading a request: %w", err)
+		}
+		all = append(all, fds...)
+	}
+	return all, nil
+}
+
+func (s *server) answer(r request, fds []int) error {
+	switch r.Op {
+	case "attach":
+		if len(fds) != 1 {
+			return errors.New("no userfaultfd to attach")
+		}
+		return s.h.do(func() error { return s.h.attach(r.PID, fds[0]) })
+	case "verify":
+		return s.verify(r.Complete, time.Now().Add(r.Wait))
+	case "run":
+		if err := s.h.meta.change(func(m *meta) { m.Running = true }); err != nil {
+			return err
+		}
+		s.h.poke()
+		return nil
+	case "status":
+		return nil
+	case "watch":
+		for deadline := time.Now().Add(watchTime); time.Now().Before(deadline) && !s.h.complete.Load(); {
+			now := s.status()
+			if now.State != r.Last.State || now.Cause != r.Last.Cause || now.Connected != r.Last.Connected {
+				return nil
+			}
+			time.Sleep(watchPoll)
+		}
+		return nil
+	}
+	return fmt.Errorf("unknown request %q", r.Op)
+}
+
+// errNotYet means that something is to be waited for.
+var errNotYet = errors.New("not yet")
+
+func (s *server) verify(complete bool, deadline time.Time) error {
+	for {
+		err := s.failure()
+		if err == nil {
+			err = s.h.do(func() error { return s.h.verify(complete) })
+		}
+		if !errors.Is(err, errNotYet) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(verifyPoll)
+	}
+}
+
+// verify reports whether the pod can be run: everything that it lacks is known to
+// be filled when it is touched.
+func (h *handler) verify(complete bool) error {
+	c := h.content
+	if !c.isFinal() {
+		return fmt.Errorf("%w: the source has not said what the pod's memory is", errNotYet)
+	}
+	if missing := c.missing(); complete && missing > 0 {
+		return fmt.Errorf("%w: %d MiB of the pod's memory are missing", errNotYet, missing*pageSize>>20)
+	}
+	attached := map[int]*space{}
+	for _, s := range h.spaces {
+		attached[s.pid] = s
+	}
+	for _, r := range c.finalRegions() {
+		s := attached[r.PID]
+		if s == nil {
+			return fmt.Errorf("process %d has memory to be filled, but was not restored so", r.PID)
+		}
+		if err := s.verify(r); err != nil {
+			return err
+		}
+	}
+	if h.meta.get().Verified {
+		return nil
+	}
+	h.prefillUntil = time.Now().Add(prefillTime)
+	return h.meta.change(func(m *meta) { m.Verified = true })
+}
+
+// verify makes sure that a region is registered, all of it.
+func (s *space) verify(r pagesync.Region) error {
+	ok, err := s.uffd.probe(r.Start, r.End-r.Start)
+	if err == unix.EAGAIN {
+		return fmt.Errorf("%w: process %d changes its mappings", errNotYet, s.pid)
+	}
+	if err != nil {
+		return fmt.Errorf("looking at %v: %w", r, err)
+	}
+	if ok {
+		return nil
+	}
+	if r.Pages() == 1 {
+		return fmt.Errorf("%v can't be filled: it was not restored, or is locked in memory", r)
+	}
+	// It may be several mappings.
+	middle := r.Start + uint64(r.Pages()/2)*pageSize
+	if err := s.verify(pagesync.Region{PID: r.PID, Start: r.Start, End: middle}); err != nil {
+		return err
+	}
+	return s.verify(pagesync.Region{PID: r.PID, Start: middle, End: r.End})
+}
+
+func (c *content) finalRegions() []pagesync.Region {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.regions)
+}
+
+func (s *server) status() Status {
+	h := s.h
+	m := h.meta.get()
+	h.content.mu.Lock()
+	final, data, unsaid := h.content.final, h.content.data, h.content.unsaid
+	h.content.mu.Unlock()
+	now := Status{
+		State: StateWaiting, Filled: h.filled.Load(), Faults: h.faults.Load(),
+		WorstFault: time.Duration(h.worst.Load()), Children: h.children.Load(), Restarts: m.Generation - 1,
+	}
+	if final {
+		now.Total, now.Missing = (data+unsaid)*pageSize, unsaid*pageSize
+	}
+	now.Connected, now.Disconnected = s.l.status()
+	if m.Running {
+		now.State = StateFilling
+	}
+	if len(m.Frozen) > 0 {
+		now.State, now.Cause = StateStalled, strings.Join(m.Frozen, "; ")
+	}
+	if m.Lost != "" {
+		now.State, now.Cause = StateLost, m.Lost
+	}
+	return now
+}

@@ -1,0 +1,55 @@
+package pager
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// freezer freezes the pod's cgroup: cgroup.freeze in version 2, freezer.state in
+// version 1. It does not wait for the processes: those that run on for a moment
+// can't touch what is missing.
+type freezer string
+
+// control returns the file to write, the word that freezes and the one that thaws.
+func (f freezer) control() (path, freeze, thaw string, err error) {
+	path = filepath.Join(string(f), "cgroup.freeze")
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return path, "1", "0", err
+	}
+	return filepath.Join(string(f), "freezer.state"), "FROZEN", "THAWED", nil
+}
+
+// freeze freezes the pod and reports whether it was this call that did.
+func (f freezer) freeze() (bool, error) {
+	path, freeze, thaw, err := f.control()
+	if err != nil {
+		return false, fmt.Errorf("freezing the pod: %w", err)
+	}
+	was, err := os.ReadFile(path)
+	if err != nil {
+		return false, fmt.Errorf("freezing the pod: %w", err)
+	}
+	if strings.TrimSpace(string(was)) != thaw {
+		return false, nil // it is paused; whoever did that thaws it
+	}
+	if err := os.WriteFile(path, []byte(freeze), 0); err != nil {
+		return false, fmt.Errorf("freezing the pod: %w", err)
+	}
+	return true, nil
+}
+
+// thaw lets the pod run.
+func (f freezer) thaw() error {
+	path, _, thaw, err := f.control()
+	if err == nil {
+		err = os.WriteFile(path, []byte(thaw), 0)
+	}
+	if err != nil {
+		return fmt.Errorf("thawing the pod: %w", err)
+	}
+	return nil
+}
