@@ -42,6 +42,10 @@ func (h *handler) fault(s *space, f late) error {
 		s.waiting[address] = f.since
 		return nil
 	}
+	if s.suspect(address) {
+		s.postpone(f, resultChanges)
+		return nil
+	}
 	i, found := s.find(address)
 	if !found {
 		return h.giveZeros(s, f, 1) // memory that was not the source's
@@ -104,7 +108,7 @@ func (s *space) postpone(f late, r result) {
 
 func (h *handler) postponed() bool {
 	for _, s := range h.spaces {
-		if len(s.later) > 0 {
+		if len(s.later) > 0 || s.unsettled {
 			return true
 		}
 	}
@@ -116,7 +120,15 @@ func (h *handler) postponed() bool {
 func (h *handler) postponedFaults() error {
 	for _, id := range slices.Clone(h.order) {
 		s := h.spaces[id]
-		if s == nil || len(s.later) == 0 || s.retryAt > now() {
+		if s == nil {
+			continue
+		}
+		if s.unsettled {
+			if err := h.calm(s); err != nil {
+				return err
+			}
+		}
+		if len(s.later) == 0 || s.retryAt > now() {
 			continue
 		}
 		later := s.later
@@ -281,7 +293,7 @@ func (h *handler) step() (bool, error) {
 
 // waits reports whether a space's memory cgroup is to have a pause, or its events
 // are to be read first.
-func (s *space) waits() bool { return s.retryAt > now() || len(s.later) > 0 }
+func (s *space) waits() bool { return s.retryAt > now() || len(s.later) > 0 || s.unsettled }
 
 // stepFollow fills pages after a fault.
 func (h *handler) stepFollow(s *space) error {

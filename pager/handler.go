@@ -29,6 +29,9 @@ const (
 	// spins is how often a fault is tried again at once while the process changes
 	// its mappings, before that is done once per millisecond.
 	spins = 64
+	// calmTries is how often it is looked at once whether a process has gone on
+	// after an event.
+	calmTries = 64
 	// backgroundNice is the nice value of copying that nobody waits for.
 	backgroundNice = 5
 )
@@ -326,6 +329,14 @@ func (h *handler) obey(s *space, m *message) error {
 	default:
 		return fmt.Errorf("process %d: unknown event %#x", s.pid, m.event())
 	}
+	for range calmTries {
+		if !s.unsettled {
+			break
+		}
+		if err := h.calm(s); err != nil {
+			return err
+		}
+	}
 	// Who waits for a page of the range is to look again at what is there now.
 	for address := range s.waiting {
 		if address >= start && address < end {
@@ -336,6 +347,15 @@ func (h *handler) obey(s *space, m *message) error {
 		return fmt.Errorf("waking process %d: %w", s.pid, err)
 	}
 	return nil
+}
+
+// calm is tried at once, since the process goes on now that its event was read, and
+// may have changed its mappings again before long.
+func (h *handler) calm(s *space) error {
+	if s.uffd.changing() {
+		return nil
+	}
+	return s.calm()
 }
 
 // fork begins to serve a child, unless that was done before.

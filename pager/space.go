@@ -46,10 +46,10 @@ var errExtents = errors.New("the memory is in too many pieces")
 // slots from slot on. It never crosses a window.
 type extent struct {
 	start, end, slot uint64
-	// moved means that mremap(2) has put it where it is. munmap(2) is reported
-	// after the fact, so that an event that says that these addresses were
-	// unmapped may be older than the move: it is not believed, for that they are
-	// not mapped is found out by copying, too.
+	// moved means that mremap(2) has put it where it is a moment ago. munmap(2) is
+	// reported after the fact, and by another thread perhaps late, so that an event
+	// that says that these addresses were unmapped may be older than the move. It
+	// is not from the moment on at which no event was under way: see calm.
 	moved bool
 }
 
@@ -71,6 +71,10 @@ type space struct {
 	waiting map[uint64]int64 // with the time as in late
 	later   []late
 	placed  bool   // extents are what they should be
+	// unsettled: there are extents that are moved. suspects are ranges of them that
+	// may have been unmapped, or may not.
+	unsettled bool
+	suspects  []extent
 	cursor  uint64 // address up to which the background is done
 	missing bool   // something before the cursor was not here
 	rescan  bool   // something was moved before the cursor
@@ -124,6 +128,7 @@ func openSpace(path string, id int) (*space, error) {
 		})
 	}
 	s.placed = len(s.extents) > 0
+	s.unsettled = slices.ContainsFunc(s.extents, func(e extent) bool { return e.moved })
 	return s, nil
 }
 
@@ -217,6 +222,7 @@ func (s *space) setRegions(c *content) error {
 func (s *space) inherit(parent *space) {
 	s.child, s.placed = true, parent.placed
 	s.extents = slices.Clone(parent.extents)
+	s.unsettled = parent.unsettled
 	last := uint64(maxWindows)
 	const words = windowPages / 64
 	for _, e := range s.extents {
@@ -272,10 +278,41 @@ func (s *space) drop(start, end uint64) {
 // unmap obeys that a range was unmapped.
 func (s *space) unmap(start, end uint64) {
 	s.each(start, end, func(e extent) {
-		if !e.moved {
+		if e.moved {
+			s.suspects = append(s.suspects, e)
+		} else {
 			s.settle(e.slot, e.pages())
 		}
 	})
+}
+
+// suspect reports whether it is to be found out whether an address is mapped.
+func (s *space) suspect(address uint64) bool {
+	return slices.ContainsFunc(s.suspects, func(e extent) bool { return e.start <= address && address < e.end })
+}
+
+// calm is called when the kernel says that no event is under way. What is mapped
+// now is what was moved there; what is unmapped later was moved before.
+func (s *space) calm() error {
+	for _, e := range s.suspects {
+		// Where something is mapped that is filled from here the move came last.
+		ok, err := s.uffd.probe(e.start, pageSize)
+		if err != nil && err != unix.EAGAIN && err != unix.ESRCH {
+			return fmt.Errorf("looking at process %d: %w", s.pid, err)
+		}
+		if err == unix.EAGAIN {
+			return nil
+		}
+		if !ok {
+			s.settle(e.slot, e.pages())
+		}
+	}
+	s.suspects = s.suspects[:0]
+	for i := range s.extents {
+		s.extents[i].moved = false
+	}
+	s.unsettled = false
+	return nil
 }
 
 // remap obeys that a range was moved. Doing it twice does no harm.
@@ -294,12 +331,7 @@ func (s *space) remap(from, to, bytes uint64) error {
 	}
 	s.extents = append(s.extents, moving...)
 	slices.SortFunc(s.extents, func(a, b extent) int { return cmp.Compare(a.start, b.start) })
-	s.rescan, s.clean = true, false
-	for address := range s.waiting {
-		if address >= from && address < from+bytes {
-			delete(s.waiting, address) // who waits has been woken, and asks anew
-		}
-	}
+	s.rescan, s.clean, s.unsettled = true, false, true
 	return s.save()
 }
 

@@ -111,10 +111,20 @@ func (u userfault) probe(address, bytes uint64) (bool, error) {
 	}
 }
 
-// alive reports whether the process has not ended. A page that no mapping has is
-// asked for, the last one below the kernel's: the process is looked for first.
+// nowhere is an address that no mapping has: the last page below the kernel's.
+const nowhere = 1<<47 - 2*pageSize
+
+// changing reports whether the process is changing its mappings, or has done so
+// and the event was not read.
+func (u userfault) changing() bool {
+	_, err := u.zero(nowhere, pageSize)
+	return err == unix.EAGAIN
+}
+
+// alive reports whether the process has not ended, which the kernel looks at before
+// it looks for a mapping.
 func (u userfault) alive() bool {
-	_, err := u.zero(1<<47-2*pageSize, pageSize)
+	_, err := u.zero(nowhere, pageSize)
 	return err != unix.ESRCH
 }
 
