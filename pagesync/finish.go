@@ -1,0 +1,194 @@
+package pagesync
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// FinishStats say what happened after the freeze. Bytes are of memory where
+// nothing else is said.
+type FinishStats struct {
+	// Same is what the target had already, Changed what it had not. Neither
+	// counts answers to wants.
+	Same, Changed int64
+	// Sent counts bytes on the connection, until it was lost if it was.
+	Sent     int64
+	Duration time.Duration
+	// Compared is when everything had been said for the first time, from the
+	// beginning of Finish; zero if the connection was lost before.
+	Compared time.Duration
+}
+
+// Finish compares all memory of the frozen pod with what the target has, what
+// changed lately first, sends what is different, and returns when the pager has
+// everything. What the pager asks for goes first. If the connection is lost the
+// pager asks for the rest on the next one; Finish waits for that until ctx is
+// done. It is called once, after Freeze or Reopen.
+func (s *Source) Finish(ctx context.Context) (FinishStats, error) {
+	var stats FinishStats
+	if err := s.use(); err != nil {
+		return stats, err
+	}
+	defer s.users.Done()
+	s.mu.Lock()
+	// On a later connection nothing is known of what the pager has stored.
+	l, phase := s.final, s.phase
+	s.mu.Unlock()
+	if phase != frozen {
+		return stats, errors.New("memory can't be finished before the freeze")
+	}
+	begin := time.Now()
+	if l != nil {
+		sent := l.sent()
+		err := s.finish(ctx, l, &stats)
+		stats.Sent = l.sent() - sent
+		s.remaining.Store(0)
+		switch {
+		case err == nil:
+			stats.Compared = time.Since(begin)
+		case errors.Is(err, errLink) && !errors.Is(err, ErrClosed):
+			s.log.Warn("pager's connection was lost while memory was sent; it has to ask for the rest", "error", err)
+		default:
+			return stats, fmt.Errorf("sending the frozen pod's memory: %w", err)
+		}
+	}
+	select {
+	case <-s.settled:
+	case <-s.closed:
+		return stats, ErrClosed
+	case <-ctx.Done():
+		return stats, fmt.Errorf("waiting until the target has all memory: %w", context.Cause(ctx))
+	}
+	stats.Duration = time.Since(begin)
+	return stats, nil
+}
+
+func (s *Source) finish(ctx context.Context, l *link, stats *FinishStats) error {
+	defer releaseWhenDone(ctx, l)()
+	if err := s.findPresent(ctx, l); err != nil {
+		return err
+	}
+	hot, cold := s.finalJobs()
+	var same, changed atomic.Int64
+	err := s.work(ctx, func(give func(job) bool) error {
+		for _, jobs := range [][]job{hot, cold} {
+			for _, j := range jobs {
+				if !give(j) {
+					return nil
+				}
+			}
+		}
+		return nil
+	}, func() func(job) error {
+		w := s.newWorker(l)
+		return func(j job) error {
+			content, err := w.copier.readAll(j.p, j.address, j.pages)
+			if err != nil {
+				return err
+			}
+			frames := w.compare(j.p, j.c, j.address, j.pages, content, true)
+			different := int64(bits.OnesCount64(w.different)) * PageSize
+			changed.Add(different)
+			same.Add(int64(len(content)) - different)
+			if err := w.send(frames); err != nil {
+				return err
+			}
+			s.remaining.Add(-int64(len(content)))
+			return nil
+		}
+	})
+	stats.Same, stats.Changed = same.Load(), changed.Load()
+	if err != nil {
+		return err
+	}
+	return l.send(false, true, Frame{Kind: KindDone})
+}
+
+// findPresent notes which pages of the final regions there are, and tells the
+// pager which are not.
+func (s *Source) findPresent(ctx context.Context, l *link) error {
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	errs := make([]error, len(s.processes))
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(s.processes) || ctx.Err() != nil {
+					return
+				}
+				errs[i] = s.findPresentOf(s.processes[i], l)
+			}
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Source) findPresentOf(p *process, l *link) error {
+	var frames []Frame
+	absent := func(gap span) {
+		// A frame's number of pages has 32 bits.
+		for !gap.empty() {
+			n := min((gap.end-gap.start)/PageSize, 1<<31)
+			frames = append(frames, Frame{Kind: KindAbsent, PID: p.inPod, Address: gap.start, Pages: int(n)})
+			gap.start += n * PageSize
+		}
+	}
+	for _, r := range p.regions {
+		reached := r.start
+		err := p.scanner.each(r, func(present span) {
+			absent(span{reached, present.start})
+			reached = present.end
+			s.remaining.Add(present.bytes())
+			eachChunk(present, func(address, pages uint64) { p.chunkAt(address).present |= pages })
+		})
+		if err != nil {
+			return fmt.Errorf("looking for the pages of frozen process %d: %w", p.pid, err)
+		}
+		absent(span{reached, r.end})
+		if err := l.send(false, false, frames...); err != nil {
+			return err
+		}
+		frames = frames[:0]
+	}
+	return nil
+}
+
+// finalJobs returns what to read and compare: pages that changed lately or are
+// new, the most active chunks first; then all others, by address.
+func (s *Source) finalJobs() (hot, cold []job) {
+	for _, p := range s.processes {
+		for address, c := range p.chunks {
+			if c.present == 0 {
+				continue
+			}
+			active := c.present & (c.hot() | ^c.known)
+			if active != 0 {
+				hot = append(hot, job{p, c, address, active})
+			}
+			if rest := c.present &^ active; rest != 0 {
+				cold = append(cold, job{p, c, address, rest})
+			}
+		}
+	}
+	byAddress := func(a, b job) int {
+		return cmp.Or(cmp.Compare(a.p.inPod, b.p.inPod), cmp.Compare(a.address, b.address))
+	}
+	slices.SortFunc(hot, func(a, b job) int {
+		return cmp.Or(cmp.Compare(b.c.heat(), a.c.heat()), byAddress(a, b))
+	})
+	slices.SortFunc(cold, byAddress)
+	return hot, cold
+}
