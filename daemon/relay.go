@@ -66,9 +66,8 @@ func askRelay(ctx context.Context, conn net.Conn, proxy, id string) (net.Conn, e
 		return nil, err
 	}
 	conn = Bulk(conn)
-	// What the other host has said already may come with the answer. The
-	// buffer is small, so that later reads go past it.
-	reader := bufio.NewReaderSize(conn, maxRefusal)
+	// What the other host has said already may come with the answer.
+	reader := newRelayReader(conn)
 	response, err := http.ReadResponse(reader, request)
 	if err != nil {
 		return nil, err
@@ -83,12 +82,17 @@ func askRelay(ctx context.Context, conn net.Conn, proxy, id string) (net.Conn, e
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
-	return &relayedConn{Conn: conn, reader: reader}, nil
+	return &relayedConn{Conn: conn, proxy: proxy, reader: reader}, nil
 }
+
+// newRelayReader makes a reader whose buffer is small, so that reads of much go
+// past it.
+func newRelayReader(conn net.Conn) *bufio.Reader { return bufio.NewReaderSize(conn, maxRefusal) }
 
 // relayedConn is a host's end of a relay.
 type relayedConn struct {
 	net.Conn
+	proxy  string
 	reader *bufio.Reader
 }
 
@@ -96,7 +100,42 @@ type relayedConn struct {
 func (c *relayedConn) NetConn() net.Conn { return c.Conn }
 
 // Read implements net.Conn.
-func (c *relayedConn) Read(p []byte) (int, error) { return c.reader.Read(p) }
+func (c *relayedConn) Read(p []byte) (int, error) {
+	n, err := c.reader.Read(p)
+	return n, c.explain(err)
+}
+
+// Write implements net.Conn.
+func (c *relayedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	return n, c.explain(err)
+}
+
+// explain says where a connection was lost.
+func (c *relayedConn) explain(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	// TLS and net/http ask, without unwrapping it, whether an error is one of
+	// these.
+	if network, ok := err.(networkError); ok {
+		return &relayError{network, c.proxy}
+	}
+	return fmt.Errorf("through proxy %s: %w", c.proxy, err)
+}
+
+type networkError interface{ net.Error }
+
+// relayError is what became of the connection to the proxy.
+type relayError struct {
+	networkError
+	proxy string
+}
+
+func (e *relayError) Error() string {
+	return "through proxy " + e.proxy + ": " + e.networkError.Error()
+}
+func (e *relayError) Unwrap() error { return e.networkError }
 
 // HandedListener is a listener for connections that come about in another way
 // than by accepting them.

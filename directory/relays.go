@@ -23,6 +23,8 @@ type Relay struct {
 	// From and To are the hosts; From asks, and speaks first.
 	From string `json:"from"`
 	To   string `json:"to"`
+	// Proxy is where they are to meet.
+	Proxy string `json:"proxy"`
 	// Move is what the connection is for. Without one it may carry a few
 	// questions before a move, and no more.
 	Move string `json:"move,omitempty"`

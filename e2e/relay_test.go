@@ -243,7 +243,7 @@ func (s *scene) requireThirdRefused() {
 		{directory.Relay{From: "c", To: "b", Move: move}, "goes from host a to b"},
 		{directory.Relay{From: "a", To: "c", Move: move}, "goes from host a to b"},
 	} {
-		c.request.ID = fmt.Sprint("third", i)
+		c.request.ID, c.request.Proxy = fmt.Sprint("third", i), lab.Proxy
 		data, err := json.Marshal(c.request)
 		if err != nil {
 			t.Fatal(err)
@@ -263,22 +263,37 @@ func (s *scene) requireThirdRefused() {
 	}
 }
 
-// podproxy is killed while it carries a move: the pod goes on where it was, and
-// nothing is left. The directory is not on its machine.
-func TestRelayKilled(t *testing.T) {
+// What carries a move fails in the middle: podproxy is killed, or loses one of the
+// hosts. The pod goes on where it was, and nothing is left. The directory is not on
+// podproxy's machine.
+func TestRelayFails(t *testing.T) {
 	directoryApart(t, 1)
-	for _, stage := range []pod.Stage{pod.StagePresync, pod.StageDump, pod.StageRestore} {
-		t.Run(string(stage), func(t *testing.T) {
+	kill := func(t *testing.T) (heal func()) {
+		if err := errors.Join(theLab.Kill(lab.Proxy, unix.SIGKILL), theLab.Wait(bounded(t), lab.Proxy)); err != nil {
+			t.Fatal(err)
+		}
+		return func() { bringUp(t, lab.Proxy) }
+	}
+	cut := func(node string) func(t *testing.T) (heal func()) {
+		return func(t *testing.T) func() { return part(t, node, lab.Proxy) }
+	}
+	for _, c := range []struct {
+		name  string
+		fails func(t *testing.T) (heal func())
+		at    pod.Stage
+	}{
+		{"killed", kill, pod.StagePresync}, {"killed", kill, pod.StageDump}, {"killed", kill, pod.StageRestore},
+		{"source lost", cut("a"), pod.StageDump}, {"target lost", cut("b"), pod.StageDump},
+	} {
+		t.Run(c.name+" at "+string(c.at), func(t *testing.T) {
 			s := newScene(t)
 			s.flags = throughProxy
 			heal := part(t, "a", "b")
-			s.begin("source:"+string(stage), "stop")
-			if err := errors.Join(theLab.Kill(lab.Proxy, unix.SIGKILL), theLab.Wait(bounded(t), lab.Proxy)); err != nil {
-				t.Fatal(err)
-			}
+			s.begin("source:"+string(c.at), "stop")
+			mend := c.fails(t)
 			resume(t, "a")
 			s.await(0)
-			bringUp(t, lab.Proxy)
+			mend()
 			heal()
 			s.requireTold(s.requireOutcome(recovery.Stays).Host)
 		})

@@ -58,7 +58,7 @@ func (d *Daemon) through(move string) *daemon.Peers {
 		if err != nil {
 			return nil, "", err
 		}
-		request := directory.Relay{ID: strings.ToLower(rand.Text()), From: d.Name, To: name, Move: move}
+		request := directory.Relay{ID: strings.ToLower(rand.Text()), From: d.Name, To: name, Proxy: proxy.Name, Move: move}
 		if err := d.dir.AskRelay(ctx, request, relayTimeout); err != nil {
 			return nil, "", err
 		}
@@ -105,15 +105,9 @@ func (d *Daemon) fetchRelayed(ctx context.Context, l *daemon.HandedListener) {
 func (d *Daemon) fetch(ctx context.Context, l *daemon.HandedListener, r directory.Relay) {
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
-	log := d.log.With("from", r.From, "move", r.Move)
-	proxy, err := d.proxy(ctx)
+	conn, err := d.cluster.Peers.JoinRelay(ctx, r.Proxy, r.ID)
 	if err != nil {
-		log.Warn("a host can't be reached through the proxy", "error", err)
-		return
-	}
-	conn, err := d.cluster.Peers.JoinRelay(ctx, proxy.Name, r.ID)
-	if err != nil {
-		log.Warn("a host can't be reached through the proxy", "error", err)
+		d.log.Warn("a host can't be reached through the proxy", "from", r.From, "proxy", r.Proxy, "move", r.Move, "error", err)
 		return
 	}
 	l.Hand(conn)

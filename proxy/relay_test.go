@@ -30,7 +30,7 @@ import (
 
 // meeting is a proxy's relays with a directory, and hosts a, b and c.
 type meeting struct {
-	t      *testing.T
+	t      testing.TB
 	dir    *directory.Directory
 	relays *relays
 	issuer *trust.Store
@@ -40,7 +40,7 @@ type meeting struct {
 	stop   context.CancelFunc
 }
 
-func newMeeting(t *testing.T) *meeting {
+func newMeeting(t testing.TB) *meeting {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	e, err := directory.StartEmbedded(t.Context(), directory.EmbeddedOptions{DataDir: t.TempDir(), Listen: "127.0.0.1:0", Log: log})
@@ -96,7 +96,7 @@ func newMeeting(t *testing.T) *meeting {
 // ask makes a request from a to b.
 func (m *meeting) ask(id, move string) {
 	m.t.Helper()
-	if err := m.dir.AskRelay(m.t.Context(), directory.Relay{ID: id, From: "a", To: "b", Move: move}, time.Minute); err != nil {
+	if err := m.dir.AskRelay(m.t.Context(), directory.Relay{ID: id, From: "a", To: "b", Proxy: "proxy", Move: move}, time.Minute); err != nil {
 		m.t.Fatal(err)
 	}
 }
@@ -473,4 +473,38 @@ func (m *meeting) begin(name string, strategy pod.Strategy) *pod.Move {
 		m.t.Fatal(err)
 	}
 	return move
+}
+
+// BenchmarkRelay carries 256 KiB at a time from one host to the other, all of them,
+// the proxy included, on one machine.
+func BenchmarkRelay(b *testing.B) {
+	m := newMeeting(b)
+	m.register()
+	move := m.begin("x", pod.StrategyCheckpointServer)
+	m.ask("x", move.ID)
+	near, far := m.connect("x")
+	received := make(chan error, 1)
+	go func() {
+		server := tls.Server(far, m.stores["b"].ServerTLS())
+		_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, server, make([]byte, 256<<10))
+		received <- err
+	}()
+	conn, err := m.dialThrough(near)
+	if err != nil {
+		b.Fatal(err)
+	}
+	bulk := daemon.Bulk(conn)
+	data := make([]byte, 256<<10)
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		if _, err := bulk.Write(data); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := bulk.Close(); err != nil {
+		b.Error(err)
+	}
+	if err := <-received; err != nil {
+		b.Error(err)
+	}
 }
