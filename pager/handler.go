@@ -149,6 +149,7 @@ func (h *handler) run() error {
 		}
 		if h.finished() {
 			h.complete.Store(true)
+			h.log.Info("everything is filled", "cpu", threadTime())
 			return nil
 		}
 		timeout := int(aliveInterval.Milliseconds())
@@ -410,6 +411,13 @@ func (h *handler) buryDead() error {
 // finished reports whether nothing is left to do.
 func (h *handler) finished() bool {
 	return len(h.spaces) == 0 && h.meta.get().Running
+}
+
+// threadTime is how long this thread has been on a processor.
+func threadTime() time.Duration {
+	var t unix.Timespec
+	unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) // can't fail
+	return time.Duration(t.Nano())
 }
 
 func now() int64 {

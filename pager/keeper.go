@@ -3,6 +3,7 @@ package pager
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"runtime"
 	"strconv"
@@ -20,24 +21,92 @@ type process struct {
 	Start uint64 `json:"start"` // in clock ticks after boot
 }
 
-// findProcess looks up the start time of a process (proc_pid_stat(5), field 22).
+// findProcess looks a process up. The error wraps fs.ErrNotExist, os.ErrProcessDone
+// or, where it ends meanwhile, ESRCH if it is gone.
 func findProcess(pid int) (process, error) {
+	p, _, err := readStat(pid)
+	return p, err
+}
+
+// readStat reads the start time of a process and whether it leads its session:
+// fields 22 and 6 of proc_pid_stat(5).
+func readStat(pid int) (p process, leader bool, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return process{}, fmt.Errorf("looking for process %d: %w", pid, err)
+		return process{}, false, fmt.Errorf("looking for process %d: %w", pid, err)
 	}
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // from field 3 on
 	if len(fields) < 20 {
-		return process{}, fmt.Errorf("process %d has an odd stat", pid)
+		return process{}, false, fmt.Errorf("process %d has an odd stat", pid)
 	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
 	if err != nil {
-		return process{}, fmt.Errorf("process %d has an odd stat: %w", pid, err)
+		return process{}, false, fmt.Errorf("process %d has an odd stat: %w", pid, err)
 	}
 	if fields[0] == "Z" {
-		return process{}, fmt.Errorf("process %d has ended: %w", pid, os.ErrProcessDone)
+		return process{}, false, fmt.Errorf("process %d has ended: %w", pid, os.ErrProcessDone)
 	}
-	return process{pid, start}, nil
+	return process{pid, start}, fields[3] == strconv.Itoa(pid), nil
+}
+
+// arguments is how a pager is started. Its keeper has them too.
+func arguments(dir string) []string { return []string{"podd", "pager", dir} }
+
+// findProcesses finds the pagers of a directory, which lead sessions, and their
+// keepers, which don't, and this process in neither.
+func findProcesses(dir string) (pagers, keepers []process, err error) {
+	want := strings.Join(arguments(dir), "\x00") + "\x00"
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, nil, fmt.Errorf("looking for pagers: %w", err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || string(cmdline) != want {
+			continue // it ended, or is another program
+		}
+		p, leader, err := readStat(pid)
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, os.ErrProcessDone), errors.Is(err, unix.ESRCH):
+		case err != nil:
+			return nil, nil, err
+		case leader:
+			pagers = append(pagers, p)
+		default:
+			keepers = append(keepers, p)
+		}
+	}
+	return pagers, keepers, nil
+}
+
+// killPagers kills the pagers of a directory but this one, until there is none.
+func killPagers(dir string) error {
+	for {
+		pagers, _, err := findProcesses(dir)
+		if err != nil || len(pagers) == 0 {
+			return err
+		}
+		for _, p := range pagers {
+			if err := p.kill(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// killKeepers kills the keepers of a directory, but for one.
+func killKeepers(dir string, but process) error {
+	_, keepers, err := findProcesses(dir)
+	for _, p := range keepers {
+		if p != but {
+			err = errors.Join(err, p.kill())
+		}
+	}
+	return err
 }
 
 // open returns a pidfd. The error wraps os.ErrProcessDone if the process is gone.

@@ -63,14 +63,8 @@ func serve(dir string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	// One pager at a time takes over from the last.
-	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return fmt.Errorf("taking over: %w", err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("taking over: %w", err)
+	if err := takeDirectory(dir); err != nil {
+		return err
 	}
 	m, err := openMeta(dir)
 	if err != nil {
@@ -91,16 +85,28 @@ func serve(dir string, log *slog.Logger) error {
 		return err
 	}
 	defer listener.Close()
-	if err := lock.Close(); err != nil {
+	return run(o, log, h, listener)
+}
+
+// takeDirectory makes this the only pager of the directory. One that begins later
+// ends it, at whatever it is.
+func takeDirectory(dir string) error {
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
 		return fmt.Errorf("taking over: %w", err)
 	}
-	return run(o, log, h, listener)
+	defer lock.Close() // before there is a keeper, who would keep it
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("taking over: %w", err)
+	}
+	return killPagers(dir)
 }
 
 // takeOver goes on where the last pager was, or begins.
 func takeOver(dir string, o Options, log *slog.Logger, m *metaFile) (*handler, error) {
 	last := *m.get()
-	if err := last.Pager.kill(); err != nil {
+	// A pager that died before it had written its keeper down left that behind.
+	if err := killKeepers(dir, last.Keeper); err != nil {
 		return nil, err
 	}
 	c, err := openContent(dir, o.MaxBytes)
@@ -166,20 +172,20 @@ func run(o Options, log *slog.Logger, h *handler, listener *net.UnixListener) er
 		return err
 	}
 	l.abandon()
-	select {
-	case <-linked:
-	case <-time.After(farewell):
-	}
-	cancel()
 	status := server.status()
 	status.State = StateComplete
 	log.Info("the memory is complete", "filled", status.Filled, "faults", status.Faults, "worst", status.WorstFault)
 	err = errors.Join(
 		h.meta.thaw(h.freezer, stalledCause), // the processes that needed it are gone
 		h.meta.thaw(h.freezer, crowdedCause),
-		h.meta.change(func(m *meta) { m.Final = &status }),
 		h.removeFiles(),
+		h.meta.change(func(m *meta) { m.Final = &status }),
+		killKeepers(o.Dir, process{}),
 	)
 	server.close()
-	return errors.Join(err, h.meta.get().Keeper.kill())
+	select {
+	case <-linked:
+	case <-time.After(farewell):
+	}
+	return err
 }

@@ -63,7 +63,7 @@ type pod struct {
 type podOptions struct {
 	seed                                     uint64
 	pid, regions, pages, ops, threads, forks int
-	cgroup                                   string
+	env                                      []string
 }
 
 func startPod(t *testing.T, o podOptions) *pod {
@@ -88,6 +88,7 @@ func startPod(t *testing.T, o podOptions) *pod {
 		strconv.Itoa(o.ops), strconv.Itoa(o.threads), strconv.Itoa(o.forks))
 	p.cmd.ExtraFiles = []*os.File{theirs}
 	p.cmd.Stderr = stderr
+	p.cmd.Env = append(os.Environ(), o.env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -107,6 +107,9 @@ func (p *Pager) remembered() (meta, error) {
 func (p *Pager) conclude(m meta) bool {
 	switch {
 	case m.Final != nil:
+		if err := killKeepers(p.o.Dir, process{}); err != nil { // the pager may have died before it did
+			p.o.Log.Error("cleaning up after the pager", "dir", p.o.Dir, "error", err)
+		}
 		p.finish(*m.Final, nil)
 	case m.Lost != "":
 		p.mu.Lock()
@@ -186,7 +189,7 @@ func (p *Pager) supervise() {
 		}
 		p.o.Log.Warn("the pager died; starting another", "dir", p.o.Dir, "process", m.Pager.PID)
 		ctx, cancel := context.WithTimeout(p.ctx, runTimeout)
-		if err := p.spawn(ctx, m); err != nil && p.ctx.Err() == nil {
+		if err := p.spawn(ctx); err != nil && p.ctx.Err() == nil {
 			p.o.Log.Error("starting another pager", "dir", p.o.Dir, "error", err)
 			p.pause()
 		}
@@ -304,6 +307,5 @@ func (p *Pager) Close() {
 // is missing reads as zeros from now on. The directory is the caller's to remove.
 func (p *Pager) Stop() error {
 	p.Close()
-	m, err := p.remembered()
-	return errors.Join(err, m.Pager.kill(), m.Keeper.kill())
+	return errors.Join(killPagers(p.o.Dir), killKeepers(p.o.Dir, process{}))
 }

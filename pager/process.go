@@ -29,21 +29,18 @@ func (p *Pager) ensure(ctx context.Context, m meta) error {
 	if !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	return p.spawn(ctx, m)
+	return p.spawn(ctx)
 }
 
 // spawn starts a pager in place of the last one and waits until it serves.
-func (p *Pager) spawn(ctx context.Context, last meta) error {
-	if err := last.Pager.kill(); err != nil {
-		return err
-	}
+func (p *Pager) spawn(ctx context.Context) error {
 	log, err := os.OpenFile(filepath.Join(p.o.Dir, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("starting the pager: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(p.o.Executable, "pager", p.o.Dir)
-	cmd.Args[0] = "podd"
+	cmd := exec.Command(p.o.Executable)
+	cmd.Args = arguments(p.o.Dir)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // it outlives podd, and its terminal
@@ -64,6 +61,9 @@ func (p *Pager) spawn(ctx context.Context, last meta) error {
 		case err := <-ended:
 			if m, merr := p.remembered(); merr == nil && (m.Final != nil || m.Lost != "") {
 				return nil
+			}
+			if _, err := p.call(ctx, request{Op: "status"}, nil); err == nil {
+				return nil // one that was being started as podd died
 			}
 			return fmt.Errorf("the pager ended at once: %w: %s", err, p.lastWords())
 		case <-ctx.Done():

@@ -54,6 +54,7 @@ type testSource struct {
 	accepting bool
 	serve     func(c *sourceConn)
 	wants     int
+	deaf      <-chan struct{} // wants are not answered until it is closed
 	acks      chan uint64
 }
 
@@ -159,6 +160,9 @@ func (s *testSource) handle(conn net.Conn) {
 			s.mu.Lock()
 			s.wants++
 			s.mu.Unlock()
+			if s.deaf != nil {
+				<-s.deaf
+			}
 			c.pages(f.Region())
 		case pagesync.KindAck:
 			s.acks <- f.Number

@@ -70,17 +70,17 @@ type space struct {
 	// later those to be tried again after the next event.
 	waiting map[uint64]int64 // with the time as in late
 	later   []late
-	placed  bool   // extents are what they should be
+	placed  bool // extents are what they should be
 	// unsettled: there are extents that are moved. suspects are ranges of them that
 	// may have been unmapped, or may not.
 	unsettled bool
 	suspects  []extent
-	cursor  uint64 // address up to which the background is done
-	missing bool   // something before the cursor was not here
-	rescan  bool   // something was moved before the cursor
-	clean   bool   // all that can be filled was
-	follow  follow
-	retryAt int64 // monotonic ns; 0 for now
+	cursor    uint64 // address up to which the background is done
+	missing   bool   // something before the cursor was not here
+	rescan    bool   // something was moved before the cursor
+	clean     bool   // all that can be filled was
+	follow    follow
+	retryAt   int64 // monotonic ns; 0 for now
 }
 
 // late is a fault that could not be served yet.

@@ -6,6 +6,8 @@
  * says until it was written to or given up.
  *
  * pod SEED PID REGIONS PAGES OPS THREADS FORKS: fails with status 1 and says why.
+ * With POD_MEASURE=N in the environment it measures instead, with POD_STORM=N it
+ * forks N times before it does anything else.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,6 +21,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/personality.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -311,7 +314,6 @@ struct shared {
 	char *at;
 	uint64_t pages;
 	int number;
-	uint64_t worst, faults, total;
 };
 
 static void *reader(void *argument)
@@ -322,16 +324,56 @@ static void *reader(void *argument)
 	for (uint64_t i = 0; i < s->pages; i++) {
 		uint64_t n = mix(x + i) % s->pages;
 		struct page p = { .origin = (uint64_t)s->at + n * PAGE };
-		struct timespec a, b;
 
-		clock_gettime(CLOCK_MONOTONIC, &a);
-		(void)*(volatile char *)(s->at + n * PAGE);
-		clock_gettime(CLOCK_MONOTONIC, &b);
 		check(s->at + n * PAGE, &p, "in a thread");
 	}
 	for (uint64_t i = 0; i < s->pages; i++)
 		check(s->at + i * PAGE, &(struct page){ .origin = (uint64_t)s->at + i * PAGE }, "in a thread, at the end");
 	return NULL;
+}
+
+static int ascending(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* measure says how long the first touch of n pages takes, at random or in order. */
+static void measure(uint64_t n, int in_order)
+{
+	struct map *m = &maps[0];
+	uint64_t *took = calloc(n, sizeof *took);
+
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t page = in_order ? i : draw(m->pages);
+		struct timespec a, b;
+
+		clock_gettime(CLOCK_MONOTONIC, &a);
+		(void)*(volatile char *)(m->at + page * PAGE);
+		clock_gettime(CLOCK_MONOTONIC, &b);
+		took[i] = (b.tv_sec - a.tv_sec) * 1000000000ull + b.tv_nsec - a.tv_nsec;
+	}
+	qsort(took, n, sizeof *took, ascending);
+	fprintf(stderr, "touches of %llu pages, ns: p50 %llu p90 %llu p99 %llu worst %llu\n", (unsigned long long)n, (unsigned long long)took[n / 2],
+		(unsigned long long)took[n * 9 / 10], (unsigned long long)took[n * 99 / 100], (unsigned long long)took[n - 1]);
+	free(took);
+}
+
+/* storm forks as fast as it can. Each child has all that there was. */
+static void storm(int n)
+{
+	for (int i = 0; i < n; i++) {
+		pid_t child = fork();
+
+		if (child < 0)
+			fail("forking");
+		if (!child) {
+			check_all();
+			_exit(0);
+		}
+		children++;
+	}
 }
 
 static void send_fd(int fd, void *data, size_t length)
@@ -362,6 +404,12 @@ int main(int argc, char **argv)
 	struct shared shared[16];
 	char byte;
 
+	/* The same program has its memory at the same addresses each time. */
+	if (!(personality(0xffffffff) & ADDR_NO_RANDOMIZE)) {
+		personality(ADDR_NO_RANDOMIZE);
+		execv("/proc/self/exe", argv);
+		fail("executing itself");
+	}
 	state = mix(seed ^ pid * 31);
 	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	struct uffdio_api api = { .api = UFFD_API,
@@ -397,7 +445,12 @@ int main(int argc, char **argv)
 		if (pthread_create(&thread[i], NULL, reader, &shared[i]))
 			fail("making a thread");
 	}
-	run(ops, forks);
+	if (getenv("POD_STORM"))
+		storm(atoi(getenv("POD_STORM")));
+	if (getenv("POD_MEASURE"))
+		measure(atoi(getenv("POD_MEASURE")), getenv("POD_IN_ORDER") != NULL);
+	else
+		run(ops, forks);
 	for (int i = 0; i < threads; i++)
 		pthread_join(thread[i], NULL);
 	if (write(3, "k", 1) != 1)
