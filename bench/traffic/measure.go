@@ -124,6 +124,9 @@ func (c *Client) Connects(threads int, d time.Duration) (rate float64, err error
 	return float64(total) / elapsed, errors.Join(failures...)
 }
 
+// Answer has the server answer a byte on a connection of its own.
+func (c *Client) Answer() error { return c.Within(c.connectOnce) }
+
 func (c *Client) connectOnce() error {
 	s, err := c.dial(unix.SOCK_STREAM, answerPort)
 	if err != nil {
