@@ -26,8 +26,9 @@ const filterTimeout = 10 * time.Second
 
 // filterProgram is the system call filter of every pod as the kernel has it: an
 // array of struct sock_filter. libcontainer can't do anything with it but load
-// it. So a process is started that does, and its filter is read as CRIU would
-// read it (PTRACE_SECCOMP_GET_FILTER), so that the two can be compared.
+// it, which takes 15 ms. So a process is started that does, and its filter is
+// read as CRIU would read it (PTRACE_SECCOMP_GET_FILTER): podinit loads it, and
+// those of pods that come from elsewhere are compared with it.
 var filterProgram = sync.OnceValues(func() ([]byte, error) {
 	program, err := readFilter()
 	if err != nil {
@@ -35,6 +36,24 @@ var filterProgram = sync.OnceValues(func() ([]byte, error) {
 	}
 	return program, nil
 })
+
+// filterPipe returns a pipe that the filter can be read from.
+func filterPipe() (*os.File, error) {
+	program, err := filterProgram()
+	if err != nil {
+		return nil, err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	// At most 32 KiB, which a pipe has room for.
+	_, err = w.Write(program)
+	if err := errors.Join(err, w.Close()); err != nil {
+		return nil, errors.Join(fmt.Errorf("passing the system call filter on: %w", err), r.Close())
+	}
+	return r, nil
+}
 
 // showFilter is the process whose filter is read. It says on its standard
 // output when it has it, and lives until its standard input ends.

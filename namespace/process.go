@@ -8,10 +8,12 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
 	"podd/pod"
@@ -36,13 +38,23 @@ func (c *Container) start(ctx context.Context, made func()) error {
 	if err != nil {
 		return err
 	}
+	if !config.NoNewPrivileges {
+		// The init loads the system call filter by it, and drops it at once.
+		more := append(slices.Clone(capabilities), "CAP_SYS_ADMIN")
+		config.Capabilities = &configs.Capabilities{Bounding: more, Permitted: more, Effective: more}
+	}
 	isReady, ready, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer isReady.Close()
 	defer ready.Close()
-	init, err := c.initProcess(ready)
+	filter, err := filterPipe()
+	if err != nil {
+		return err
+	}
+	defer filter.Close()
+	init, err := c.initProcess(ready, filter)
 	if err != nil {
 		return err
 	}

@@ -79,10 +79,6 @@ func (c *Container) binds() []*configs.Mount {
 
 // config is how libcontainer is told to make the pod.
 func (c *Container) config() (*configs.Config, error) {
-	filter, err := systemCallFilter()
-	if err != nil {
-		return nil, err
-	}
 	limits, err := rlimits()
 	if err != nil {
 		return nil, err
@@ -115,7 +111,6 @@ func (c *Container) config() (*configs.Config, error) {
 		OomScoreAdj:     &oomScore,
 		MaskPaths:       append(append([]string(nil), maskedFiles...), maskedDirs...),
 		ReadonlyPaths:   readonlyPaths,
-		Seccomp:         filter,
 		NoNewPrivileges: spec.NoNewPrivileges,
 		Version:         specs.Version,
 	}, nil
@@ -161,7 +156,7 @@ func deviceRules() []*devices.Rule {
 // init stays root so that it can signal every process; it is under the same
 // system call filter and capability bounds as all others.
 // It closes ready when the pod can be spoken to.
-func (c *Container) initProcess(ready *os.File) (*libcontainer.Process, error) {
+func (c *Container) initProcess(ready, filter *os.File) (*libcontainer.Process, error) {
 	spec, img := c.record.Config.Spec, c.record.Image.Config
 	command := img.Command(spec.Command)
 	if len(command) == 0 {
@@ -172,7 +167,7 @@ func (c *Container) initProcess(ready *os.File) (*libcontainer.Process, error) {
 		return nil, err
 	}
 	// The first extra file has descriptor 3.
-	args := append([]string{initDir + "/init", "run", "--ready-fd", "3", "--cwd", c.workDir("")}, identity(user)...)
+	args := append([]string{initDir + "/init", "run", "--ready-fd", "3", "--filter-fd", "4", "--cwd", c.workDir("")}, identity(user)...)
 	if spec.TTY {
 		args = append(args, "--tty")
 	}
@@ -192,7 +187,7 @@ func (c *Container) initProcess(ready *os.File) (*libcontainer.Process, error) {
 		Env:  mergeEnv(env, img.Env, spec.Env),
 		Cwd:  "/",
 
-		ExtraFiles: []*os.File{ready},
+		ExtraFiles: []*os.File{ready, filter},
 	}, nil
 }
 

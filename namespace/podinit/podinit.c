@@ -79,6 +79,7 @@ struct options {
 	struct winsize window;
 	off_t segment;           /* bytes in one file of a log */
 	int ready;               /* descriptor to close when clients may connect, or -1 */
+	int filter;              /* descriptor to read the system call filter from, or -1 */
 	char **command;
 };
 
@@ -98,7 +99,7 @@ struct client {
 
 /* The one command this process looks after. */
 static struct options opt = {
-	.dir = "/.podd", .cwd = "/", .window = { .ws_row = 24, .ws_col = 80 }, .segment = 16 << 20, .ready = -1,
+	.dir = "/.podd", .cwd = "/", .window = { .ws_row = 24, .ws_col = 80 }, .segment = 16 << 20, .ready = -1, .filter = -1,
 };
 static pid_t command = -1;
 static int status = -1;          /* exit status, -1 while it runs */
@@ -119,6 +120,7 @@ static int listener = -1, signals = -1;
 static void run_session(int client, char *request, size_t len) __attribute__((noreturn));
 
 #include "log.h"
+#include "confine.h"
 #include "command.h"
 #include "client.h"
 
@@ -293,6 +295,8 @@ static bool parse_options(char **argv)
 			putenv(value);
 		else if (strcmp(name, "--ready-fd") == 0)
 			opt.ready = strtol(value, NULL, 10);
+		else if (strcmp(name, "--filter-fd") == 0)
+			opt.filter = strtol(value, NULL, 10);
 		else if (strcmp(name, "--log-segment") == 0)
 			opt.segment = strtoull(value, NULL, 10);
 		else
@@ -353,12 +357,14 @@ int main(int argc, char **argv)
 	if (argc < 3 || strcmp(argv[1], "run") != 0 || !parse_options(argv + 2) || opt.id || opt.segment <= 0) {
 		dprintf(2, "usage: podinit run [--tty] [--stdin] [--uid N] [--gid N] [--groups N,...] [--cwd DIR]\n"
 			   "       [--rows N] [--columns N] [--env NAME=VALUE]... [--dir DIR] [--log-segment BYTES]\n"
-			   "       [--ready-fd N] -- COMMAND [ARGUMENT...]\n");
+			   "       [--ready-fd N] [--filter-fd N] -- COMMAND [ARGUMENT...]\n");
 		return EXIT_SETUP;
 	}
 	umask(022);
 	open_segment(&outputs[0], 0);
 	open_segment(&outputs[1], 0);
+	if (opt.filter > 2)
+		confine(opt.filter);
 	/* What the runtime left at 0, 1 and 2 is the host's: no file of the host may stay open. */
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null < 0)
