@@ -40,12 +40,16 @@ type podView struct {
 
 // moveView is what the tests need of podctl move -o json.
 type moveView struct {
-	ID      string        `json:"id"`
-	Pod     string        `json:"pod"`
-	Source  string        `json:"source"`
-	Target  string        `json:"target"`
-	State   pod.MoveState `json:"state"`
-	Receipt *receipt      `json:"receipt"`
+	ID     string        `json:"id"`
+	Pod    string        `json:"pod"`
+	Source string        `json:"source"`
+	Target string        `json:"target"`
+	State  pod.MoveState `json:"state"`
+	// Chosen is how the memory was carried, and Reason why.
+	Chosen        pod.Strategy `json:"chosen"`
+	Reason        string       `json:"reason"`
+	MemoryPending bool         `json:"memoryPending"`
+	Receipt       *receipt     `json:"receipt"`
 }
 
 type receipt struct {
@@ -54,8 +58,13 @@ type receipt struct {
 	InsertionMs float64 `json:"insertionMs"`
 	TotalMs     float64 `json:"totalMs"`
 	MemoryBytes int64   `json:"memoryBytes"`
-	Processes   int     `json:"processes"`
-	Connections int     `json:"connections"`
+	// Of memory that podd carries itself, as in pod.Receipt.
+	PrecopyBytes      int64   `json:"precopyBytes"`
+	FrozenMemoryBytes int64   `json:"frozenMemoryBytes"`
+	LateMemoryBytes   int64   `json:"lateMemoryBytes"`
+	PredictedMs       float64 `json:"predictedMs"`
+	Processes         int     `json:"processes"`
+	Connections       int     `json:"connections"`
 }
 
 func (r *receipt) freeze() time.Duration {

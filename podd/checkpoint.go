@@ -182,6 +182,9 @@ func (c *podCheckpoint) preflight(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := p.awaitMemory(ctx); err != nil {
+		return err
+	}
 	check := &moveCheck{pod: record, local: p}
 	if err := d.checkSource(ctx, p, check); err != nil {
 		return err

@@ -41,6 +41,9 @@ type Daemon struct {
 	engineErr error
 	digests   digestCache
 	claims    claims
+	// memories are of pods that move, or have moved, from here.
+	memories memories
+	pace     pace
 	// confirmations are of checkpoint files.
 	confirmations confirmations
 	// reconciler and drifts are the loop's that brings this host to what the

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"podd/doctor"
+	"podd/pod"
 )
 
 const (
@@ -26,6 +27,8 @@ const (
 type driftFacts struct {
 	report driftReport
 	now    time.Time
+	// arrivals are of the pods here that are given memory.
+	arrivals map[string]pod.Arrival
 }
 
 // examineDrift makes the reconcile loop look once more, and takes its report.
@@ -42,7 +45,7 @@ func (d *Daemon) examineDrift(ctx context.Context) []doctor.Facts {
 		case <-ticker.C:
 		}
 	}
-	return []doctor.Facts{driftFacts{report: d.driftReport(), now: time.Now()}}
+	return []doctor.Facts{driftFacts{report: d.driftReport(), now: time.Now(), arrivals: d.arrivals()}}
 }
 
 // Judge: what could not be put right is an error as long as it is tried in vain;
@@ -55,6 +58,12 @@ func (f driftFacts) Judge() []doctor.Finding {
 		findings = append(findings, doctor.Worry(check, "systemctl restart podd   # pods run on meanwhile", "podd has not compared this host with the directory for a while; what differs is not known"))
 	case f.report.err != nil:
 		findings = append(findings, doctor.Bad(check, "journalctl -u podd -n 50   # says what keeps it from it; it goes on trying", "this host could not be compared with the directory: %v", f.report.err))
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.arrivals)) {
+		if arrival := f.arrivals[name]; arrival.Stalled != "" {
+			findings = append(findings, doctor.Bad(check, "podctl move ls "+name+"   # start podd on the host that it came from; podctl rm --force "+name+" gives it up",
+				"pod %s stands still: %d MiB of its memory are missing since it moved here: %s", name, arrival.Missing>>20, arrival.Stalled))
+		}
 	}
 	subject := func(found drift) string {
 		if found.pod == "" {

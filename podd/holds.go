@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"podd/api"
 	poddv1 "podd/api/podd/v1"
 	"podd/pod"
 )
@@ -41,5 +42,30 @@ func (d *Daemon) markHeld(ctx context.Context, pods ...*poddv1.Pod) {
 	}
 	if err != nil {
 		d.log.Debug("the proxy does not tell which pods it holds", "error", err)
+	}
+}
+
+// markArriving notes in the records of pods which of them are still being given
+// memory after a move, as their targets have told the journal.
+func (d *Daemon) markArriving(ctx context.Context, pods ...*poddv1.Pod) {
+	if len(pods) == 0 {
+		return
+	}
+	moves, err := d.dir.Moves(ctx)
+	if err != nil {
+		d.log.Debug("the journal does not tell which pods are given memory", "error", err)
+		return
+	}
+	last := map[string]*pod.Move{} // the oldest come first
+	for _, m := range moves {
+		if m.Arrival != nil && m.Arrival.Duration == 0 && (m.State == pod.MoveCommitted || m.State == pod.MoveDone) {
+			last[m.Pod] = m
+		}
+	}
+	for _, p := range pods {
+		m := last[p.GetSpec().GetName()]
+		if m != nil && pod.Phase(p.GetPhase()).Live() && pod.Epoch(p.GetBinding().GetEpoch()) == m.Next.Epoch {
+			p.Arrival = api.MoveToProto(m).GetArrival()
+		}
 	}
 }

@@ -22,6 +22,7 @@ func (d *Daemon) handler() http.Handler {
 	mux.Handle(poddv1connect.NewTargetServiceHandler(&targetService{d}, options...))
 	d.cluster.HandleTrust(mux)
 	mux.HandleFunc("POST "+transferPath, d.serveTransfer)
+	mux.HandleFunc("POST "+memoryPath, d.serveMemory)
 	mux.Handle("GET /metrics", d.metrics.handler())
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
 	return newRouter(d.cluster.Store.Identity(), d, d.cluster.Peers, mux, d.log)

@@ -21,6 +21,9 @@ const (
 	targetImages imagesKind = "target"
 	// usedImages are targetImages of a pod that runs, about to be removed.
 	usedImages imagesKind = "used"
+	// memoryImages is the directory of the pager of a pod that comes here, or has
+	// come and does not have all its memory yet.
+	memoryImages imagesKind = "memory"
 )
 
 // imagesOf is the directory for images of one incarnation: for source, the one

@@ -46,6 +46,8 @@ type metrics struct {
 	freeze   prometheus.Histogram
 	total    prometheus.Histogram
 	bytes    *prometheus.CounterVec
+	faults   prometheus.Counter
+	arrivals prometheus.Histogram
 }
 
 // newMetrics makes the metrics of d, whose directory must be open by the time
@@ -72,6 +74,13 @@ func newMetrics(d *Daemon) *metrics {
 			Name: "podd_move_bytes_total", Help: "Bytes sent by moves from this host that were done, by kind.",
 		}, []string{"kind"}),
 	}
+	m.faults = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "podd_memory_faults_total", Help: "Times that a process of a pod which moved here waited for memory.",
+	})
+	m.arrivals = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "podd_memory_arrival_seconds", Help: "How long it took from when a pod that moved here ran until it had all its memory.",
+		Buckets: []float64{.01, .05, .1, .5, 1, 5, 10, 30, 60, 300},
+	})
 	for _, outcome := range moveOutcomes {
 		m.moves.WithLabelValues(string(outcome))
 	}
@@ -88,10 +97,20 @@ func newMetrics(d *Daemon) *metrics {
 			return report.repaired, report.failed
 		},
 		certificateEnd: func() time.Time { return d.cluster.Store.Leaf().NotAfter },
+		arriving:       d.arriving,
 	}
-	m.registry.MustRegister(m.moves, m.stages, m.freeze, m.total, m.bytes, info, state,
+	m.registry.MustRegister(m.moves, m.stages, m.freeze, m.total, m.bytes, m.faults, m.arrivals, info, state,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// memoryArrived counts the memory of one pod that was filled in here.
+func (m *metrics) memoryArrived(arrival pod.Arrival) {
+	if m == nil {
+		return
+	}
+	m.faults.Add(float64(arrival.Faults))
+	m.arrivals.Observe(arrival.Duration.Seconds())
 }
 
 func (m *metrics) handler() http.Handler {
@@ -117,6 +136,7 @@ func (m *metrics) moveEnded(outcome moveOutcome, receipt *pod.Receipt) {
 	m.total.Observe(receipt.Total.Seconds())
 	for kind, n := range map[string]int64{
 		"memory": receipt.MemoryBytes, "presync_files": receipt.PresyncFileBytes, "frozen_files": receipt.FrozenFileBytes, "images": receipt.ImageBytes,
+		"precopy": receipt.PrecopyBytes, "frozen_memory": receipt.FrozenMemoryBytes, "late_memory": receipt.LateMemoryBytes,
 	} {
 		m.bytes.WithLabelValues(kind).Add(float64(n))
 	}
@@ -158,6 +178,9 @@ type stateCollector struct {
 	drift func() (repaired, failed map[driftKind]uint64)
 	// certificateEnd is when the certificate does.
 	certificateEnd func() time.Time
+	// arriving is how many bytes of memory pods here lack, and how many of them
+	// stand still for it.
+	arriving func() (missing int64, stalled int)
 }
 
 var (
@@ -170,6 +193,8 @@ var (
 	revisionDesc    = describe("podd_directory_revision", "Revision of the directory.")
 	repairedDesc    = describe("podd_reconcile_repairs_total", "Differences from the directory that were put right, by kind.", "kind")
 	failuresDesc    = describe("podd_reconcile_failures_total", "Attempts to do so that failed, by kind.", "kind")
+	missingDesc     = describe("podd_memory_missing_bytes", "Memory that pods which moved here have yet to be given.")
+	stalledDesc     = describe("podd_pods_stalled", "Pods that stand still until memory arrives.")
 	certificateDesc = describe("podd_certificate_expiry_timestamp_seconds", "When podd's certificate ends, unless it is renewed.")
 )
 
@@ -179,7 +204,7 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (c *stateCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{podsDesc, heldDesc, runningDesc, queuedDesc, upDesc, latencyDesc, revisionDesc, repairedDesc, failuresDesc, certificateDesc} {
+	for _, d := range []*prometheus.Desc{podsDesc, heldDesc, runningDesc, queuedDesc, upDesc, latencyDesc, revisionDesc, repairedDesc, failuresDesc, certificateDesc, missingDesc, stalledDesc} {
 		out <- d
 	}
 }
@@ -194,6 +219,9 @@ func (c *stateCollector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(repairedDesc, prometheus.CounterValue, float64(repaired[kind]), string(kind))
 		out <- prometheus.MustNewConstMetric(failuresDesc, prometheus.CounterValue, float64(failed[kind]), string(kind))
 	}
+	missing, stalled := c.arriving()
+	gauge(missingDesc, float64(missing))
+	gauge(stalledDesc, float64(stalled))
 	gauge(certificateDesc, float64(c.certificateEnd().Unix()))
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()

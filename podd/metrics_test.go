@@ -93,10 +93,12 @@ func TestStateMetrics(t *testing.T) {
 			return map[driftKind]uint64{driftNetwork: 2}, map[driftKind]uint64{driftCRIU: 1}
 		},
 		certificateEnd: func() time.Time { return time.Unix(1800000000, 0) },
+		arriving:       func() (missing int64, stalled int) { return 4096, 1 },
 	})
 	always := []string{
 		`podd_certificate_expiry_timestamp_seconds 1.8e+09`,
 		`podd_reconcile_repairs_total{kind="network"} 2`, `podd_reconcile_repairs_total{kind="host"} 0`, `podd_reconcile_failures_total{kind="criu"} 1`,
+		`podd_memory_missing_bytes 4096`, `podd_pods_stalled 1`,
 	}
 	expectLines(t, scrape(t, m), append(always,
 		`podd_pods{phase="running"} 2`, `podd_pods{phase="moving"} 1`, `podd_pods{phase="stopped"} 0`, `podd_pods_held 1`,
@@ -104,7 +106,7 @@ func TestStateMetrics(t *testing.T) {
 	view, failure = nil, errors.New("no")
 	text := scrape(t, m)
 	expectLines(t, text, append(always, `podd_directory_up 0`)...)
-	if strings.Contains(text, "podd_pods") {
+	if strings.Contains(text, "podd_pods{") {
 		t.Error("pods are counted without a directory")
 	}
 }
@@ -118,6 +120,7 @@ func TestMetricNames(t *testing.T) {
 		view:           func(context.Context) (*directory.View, error) { return &directory.View{}, nil },
 		drift:          func() (repaired, failed map[driftKind]uint64) { return nil, nil },
 		certificateEnd: time.Now,
+		arriving:       func() (missing int64, stalled int) { return 0, 0 },
 	})
 	text := scrape(t, m)
 	if !strings.Contains(text, "# HELP podd_pods ") || !strings.Contains(text, "# HELP podd_move_stage_seconds ") {

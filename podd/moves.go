@@ -28,11 +28,11 @@ func (s *moveService) CheckMove(ctx context.Context, r *connect.Request[poddv1.C
 	if err != nil {
 		return nil, err
 	}
-	chosen, reason, err := chooseStrategy(order.strategy)
+	check, err := s.d.checkMove(ctx, order)
 	if err != nil {
 		return nil, err
 	}
-	check, err := s.d.checkMove(ctx, order)
+	chosen, reason, err := s.d.foresee(order, check.memoryBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -38,6 +38,8 @@ type localPod struct {
 	// moving points to a channel that is closed when the move under way ends,
 	// nil when there is none.
 	moving atomic.Pointer[chan struct{}]
+	// memory is what the pod is still being given after a move, nil if it has all.
+	memory atomic.Pointer[arriving]
 	// collected is closed when somebody was told the exit code.
 	collected   chan struct{}
 	collectOnce sync.Once
@@ -249,7 +251,7 @@ func (d *Daemon) stop(ctx context.Context, name string, timeout time.Duration) e
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if err := p.container.Signal(unix.SIGKILL); err != nil && !errors.Is(err, pod.ErrPhase) {
+	if err := p.kill(d); err != nil && !errors.Is(err, pod.ErrPhase) {
 		return err
 	}
 	select {
@@ -299,6 +301,9 @@ func (d *Daemon) kill(ctx context.Context, name string, signal unix.Signal) erro
 	if err != nil {
 		return err
 	}
+	if signal == unix.SIGKILL {
+		return p.kill(d)
+	}
 	return p.container.Signal(signal)
 }
 
@@ -319,7 +324,7 @@ func (d *Daemon) removePod(ctx context.Context, name string, force bool) error {
 		if err != nil {
 			return err
 		}
-		if err := p.container.Signal(unix.SIGKILL); err != nil && !errors.Is(err, pod.ErrPhase) {
+		if err := p.kill(d); err != nil && !errors.Is(err, pod.ErrPhase) {
 			return err
 		}
 		select {

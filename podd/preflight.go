@@ -87,6 +87,9 @@ func (d *Daemon) checkMove(ctx context.Context, order moveOrder) (*moveCheck, er
 		return nil, err
 	}
 	check := &moveCheck{pod: record, local: p, target: host}
+	if err := p.awaitMemory(ctx); err != nil {
+		return nil, err
+	}
 	if err := d.checkSource(ctx, p, check); err != nil {
 		return nil, err
 	}

@@ -191,7 +191,7 @@ func (d *Daemon) reconcilePod(ctx context.Context, name string, record *pod.Pod,
 			return nil
 		}
 	}
-	if err := d.addState(&l, p); err != nil {
+	if err := d.addState(name, &l, p); err != nil {
 		d.log.Error("looking at a pod failed", "pod", name, "error", err)
 		return err
 	}
@@ -207,7 +207,7 @@ func (d *Daemon) reconcilePod(ctx context.Context, name string, record *pod.Pod,
 		return err
 	}
 	l = found[name]
-	if err := d.addState(&l, p); err != nil {
+	if err := d.addState(name, &l, p); err != nil {
 		return err
 	}
 	for _, step := range plan(d.Name, record, l) {
@@ -238,7 +238,7 @@ func (d *Daemon) carryOut(ctx context.Context, name string, record *pod.Pod, s s
 		}
 		return d.removeRemains(ctx, name, s.epoch)
 	case driftImages:
-		return d.removeImages(s.path)
+		return d.removeImages(ctx, s.path)
 	case driftMove:
 		return d.abortLost(ctx, record)
 	case driftUntracked:
@@ -248,7 +248,7 @@ func (d *Daemon) carryOut(ctx context.Context, name string, record *pod.Pod, s s
 		if !running {
 			return nil // its monitor sees to it
 		}
-		return d.unfreeze(ctx, s.tracked.container, pid)
+		return d.unfreeze(ctx, s.tracked.container, pid, false)
 	}
 	return fmt.Errorf("there is no way to put right %q", s.kind)
 }

@@ -63,9 +63,12 @@ func (d *Daemon) endRemains(ctx context.Context, name string, epoch pod.Epoch) e
 
 // removeImages removes a directory of images. One from which a pod could be
 // restored loses its name first: half of it would be worse than nothing.
-func (d *Daemon) removeImages(path string) error {
+func (d *Daemon) removeImages(ctx context.Context, path string) error {
 	kind, of, _ := parseImages(filepath.Base(path))
-	if kind == targetImages {
+	switch kind {
+	case memoryImages:
+		return d.endPagerOf(ctx, path)
+	case targetImages:
 		used := d.imagesOf(usedImages, of.name, of.epoch)
 		if err := os.RemoveAll(used); err != nil {
 			return fmt.Errorf("removing images: %w", err)
@@ -120,7 +123,8 @@ func (d *Daemon) repairHost() error {
 // noteUnclosed notes the moves that closeMoves is to close.
 func (d *Daemon) noteUnclosed(view *directory.View) {
 	for _, move := range view.Moves {
-		if move.State == pod.MoveCommitted && move.Source == d.Name {
+		// What keeps memory of a pod closes the move itself.
+		if move.State == pod.MoveCommitted && move.Source == d.Name && !move.MemoryPending {
 			d.reconciler.unclosed = append(d.reconciler.unclosed, move)
 		}
 	}

@@ -22,6 +22,9 @@ type local struct {
 	found map[pod.Epoch]remains
 	// images are the directories of images.
 	images []imagesDir
+	// kept is the incarnation whose memory this host keeps for the pod, which has
+	// moved on; 0 if there is none.
+	kept pod.Epoch
 	// tracked is the pod that podd looks after, nil if it does none of this
 	// name. frozen and blocked are about it.
 	tracked         *localPod
@@ -98,7 +101,8 @@ func parseNetns(base string) (i incarnation, ok bool) {
 
 // addState notes that podd looks after a pod, and whether that one stands still
 // or can't be heard, which is nobody's wish when no operation is under way.
-func (d *Daemon) addState(l *local, p *localPod) error {
+func (d *Daemon) addState(name string, l *local, p *localPod) error {
+	l.kept = d.memories.kept(name)
 	if l.tracked = p; p == nil {
 		return nil
 	}
@@ -112,6 +116,8 @@ func (d *Daemon) addState(l *local, p *localPod) error {
 	if l.frozen, err = freezer.Frozen(); err != nil {
 		return err
 	}
+	// While its memory arrives that is the pager's wish, when it lacks some.
+	l.frozen = l.frozen && p.memory.Load() == nil
 	d.mu.Lock()
 	network := d.network
 	d.mu.Unlock()
@@ -185,6 +191,8 @@ func plan(host string, record *pod.Pod, l local) []step {
 		switch {
 		case p != nil && epoch == p.epoch:
 			continue // handled above
+		case epoch == l.kept:
+			continue // frozen, and ended when its memory is not wanted any more
 		case continued(host, record, epoch):
 			continue // what a restore under way comes back to if it fails
 		case !bound || epoch != current:
@@ -208,9 +216,12 @@ func plan(host string, record *pod.Pod, l local) []step {
 		}
 	}
 	for _, images := range l.images {
-		// From these the pod may still have to be restored; recoverPod removes them.
-		if images.kind == targetImages && bound && images.of.epoch == current && p == nil && record.Phase.Live() {
-			continue
+		wanted := bound && images.of.epoch == current && record.Phase.Live()
+		switch {
+		case images.kind == targetImages && wanted && p == nil:
+			continue // from these the pod may still have to be restored; recoverPod removes them
+		case images.kind == memoryImages && wanted && (p == nil || p.memory.Load() != nil):
+			continue // a pager's, which is at work or will be taken over
 		}
 		steps = append(steps, step{kind: driftImages, epoch: images.of.epoch, path: images.path, what: "images that nobody needs: removed"})
 	}

@@ -50,6 +50,8 @@ func TestPlan(t *testing.T) {
 	continues := func(p *pod.Pod) { p.Continues = &pod.Ended{Binding: here, Phase: pod.PhaseStopped} }
 	anew := func(p *pod.Pod) { p.Binding.Label = 9 }
 	tracked := &localPod{name: "alice", epoch: 3, container: has(t, d, "alice", 3, 7), gone: make(chan struct{})}
+	given := &localPod{name: "alice", epoch: 3, container: has(t, d, "alice", 3, 7), gone: make(chan struct{})}
+	given.memory.Store(&arriving{})
 	all, files := remains{true, true, true}, remains{files: true}
 	images := func(kinds ...imagesKind) (dirs []imagesDir) {
 		for _, kind := range kinds {
@@ -91,6 +93,12 @@ func TestPlan(t *testing.T) {
 		"images of a running pod": {record(pod.PhaseRunning), local{found: found{3: all}, tracked: tracked, images: images(targetImages)}, []driftKind{driftImages}},
 		"images of a dump":        {record(pod.PhaseRunning), local{found: found{3: all}, tracked: tracked, images: images(sourceImages)}, []driftKind{driftImages}},
 		"images of an ended pod":  {record(pod.PhaseStopped), local{found: found{3: files}, images: images(targetImages)}, []driftKind{driftImages}},
+		"kept for its memory":     {record(pod.PhaseRunning, elsewhere), local{found: found{1: files, 3: all}, kept: 3}, []driftKind{driftContainer}},
+		"kept, and back again":    {record(pod.PhaseRunning), local{found: found{2: all, 3: all}, kept: 2, tracked: tracked}, nil},
+		"given memory":            {record(pod.PhaseRunning), local{found: found{3: all}, tracked: given, images: images(memoryImages)}, nil},
+		"to be given memory":      {record(pod.PhaseRunning), local{found: found{3: all}, images: images(memoryImages)}, []driftKind{driftUntracked}},
+		"a pager without a pod":   {record(pod.PhaseRunning, elsewhere), local{images: images(memoryImages)}, []driftKind{driftImages}},
+		"a pager that is done":    {record(pod.PhaseRunning), local{found: found{3: all}, tracked: tracked, images: images(memoryImages)}, []driftKind{driftImages}},
 	} {
 		var got []driftKind
 		for _, s := range plan("a", test.record, test.local) {

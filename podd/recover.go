@@ -33,6 +33,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 		return err
 	}
 	d.noteUnclosed(view)
+	d.keepMemories(view)
 	again, err := d.reconcile(ctx, true)
 	if err != nil {
 		return err
@@ -90,7 +91,7 @@ func (d *Daemon) recoverPod(ctx context.Context, record *pod.Pod) error {
 	if there, err := exists(images); err != nil || !there {
 		return err
 	}
-	return d.removeImages(images)
+	return d.removeImages(ctx, images)
 }
 
 func (d *Daemon) recoverLive(ctx context.Context, record *pod.Pod) error {
@@ -127,11 +128,22 @@ func (d *Daemon) recoverLive(ctx context.Context, record *pod.Pod) error {
 		}
 	}
 	if pid, running := container.PID(); running {
-		if err := d.unfreeze(ctx, container, pid); err != nil {
+		pg, err := d.adoptPager(ctx, container)
+		if err != nil {
 			return err
 		}
-		d.track(name, epoch, container)
+		// A pod that stands still because memory is missing is the pager's to thaw.
+		if err := d.unfreeze(ctx, container, pid, pg != nil); err != nil {
+			if pg != nil {
+				pg.Close()
+			}
+			return err
+		}
+		p := d.track(name, epoch, container)
 		log.Info("pod found again", "pid", pid)
+		if pg != nil {
+			d.fillIn(p, d.moveTo(ctx, container), d.memoryDir(container), pg)
+		}
 		return nil
 	}
 	_, ended, err := container.Exited()
@@ -155,8 +167,8 @@ func exists(path string) (bool, error) {
 
 // unfreeze undoes what a dump that was interrupted by podd's end has left: the
 // pod stays frozen and its network blocked, so that nothing is lost meanwhile.
-// No CRIU may be at work on it.
-func (d *Daemon) unfreeze(ctx context.Context, container *namespace.Container, pid int) error {
+// No CRIU may be at work on it. With still its processes are left as they are.
+func (d *Daemon) unfreeze(ctx context.Context, container *namespace.Container, pid int, still bool) error {
 	if err := d.awaitStrays(ctx, container); err != nil {
 		return err
 	}
@@ -172,6 +184,7 @@ func (d *Daemon) unfreeze(ctx context.Context, container *namespace.Container, p
 	if err != nil {
 		return err
 	}
+	frozen = frozen && !still
 	if frozen {
 		mended, err := checkpoint.Recover(pid)
 		if err != nil {

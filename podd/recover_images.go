@@ -60,13 +60,29 @@ func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Cont
 	if err := d.attachNetwork(network, nsPath, binding, true); err != nil {
 		return err
 	}
-	restore, err := d.prepareRestore(ctx, container, network, images)
+	pg, err := d.adoptPager(ctx, container)
+	if err != nil {
+		return err
+	}
+	given := false
+	defer func() {
+		if pg != nil && !given {
+			pg.Close()
+		}
+	}()
+	restore, err := d.prepareRestore(ctx, container, network, images, pg)
 	if err != nil {
 		return err
 	}
 	defer restore.Close()
 	if _, err := restore.Run(ctx); err != nil {
 		return err
+	}
+	if pg != nil {
+		// What is not there yet the source keeps until it hears otherwise.
+		if err := pg.Verify(ctx, false); err != nil {
+			return errors.Join(err, restore.Abort())
+		}
 	}
 	running, err := d.letRun(ctx, restore, container, network)
 	if !running {
@@ -75,6 +91,10 @@ func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Cont
 	if err != nil {
 		d.log.Error("letting the pod run failed", "pod", container.Name(), "error", err)
 	}
-	d.track(container.Name(), container.Epoch(), container)
+	p := d.track(container.Name(), container.Epoch(), container)
+	if pg != nil {
+		given = true
+		d.fillIn(p, d.moveTo(ctx, container), d.memoryDir(container), pg)
+	}
 	return nil
 }

@@ -95,7 +95,7 @@ func (r *fileRestore) build(ctx context.Context) error {
 		return err
 	}
 	r.images = r.d.imagesOf(targetImages, r.spec.Name, binding.Epoch)
-	if r.restore, err = r.d.prepareRestore(ctx, r.container, r.network, r.images); err != nil {
+	if r.restore, err = r.d.prepareRestore(ctx, r.container, r.network, r.images, nil); err != nil {
 		return err
 	}
 	if err := r.unpack(ctx); err != nil {
@@ -222,7 +222,7 @@ func (r *fileRestore) start(ctx context.Context) error {
 	r.d.track(r.spec.Name, r.record.Binding.Epoch, r.container)
 	r.log.Info("the pod was restored from a checkpoint file", "epoch", r.record.Binding.Epoch)
 	r.restore.Close()
-	if err := r.d.removeImages(r.images); err != nil {
+	if err := r.d.removeImages(context.WithoutCancel(r.d.ctx), r.images); err != nil {
 		r.log.Error("removing images failed", "error", err)
 	}
 	// What it continues may have files here that nobody needs any more.

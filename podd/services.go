@@ -41,6 +41,7 @@ func (s *podService) ListPods(ctx context.Context, _ *connect.Request[poddv1.Lis
 		response.Pods = append(response.Pods, api.PodToProto(p))
 	}
 	s.d.markHeld(ctx, response.Pods...)
+	s.d.markArriving(ctx, response.Pods...)
 	return connect.NewResponse(response), nil
 }
 
@@ -51,6 +52,7 @@ func (s *podService) GetPod(ctx context.Context, r *connect.Request[poddv1.GetPo
 	}
 	response := &poddv1.GetPodResponse{Pod: api.PodToProto(p)}
 	s.d.markHeld(ctx, response.Pod)
+	s.d.markArriving(ctx, response.Pod)
 	return connect.NewResponse(response), nil
 }
 

@@ -64,9 +64,13 @@ type sourceMove struct {
 	files   *filesync.Source
 	dump    *checkpoint.Dump
 	images  string // directory
-	// chosen is how the memory is carried, reasonChosen why.
+	// chosen is how the memory is carried, reasonChosen why. memory is what podd
+	// carries itself, nil if CRIU carries all; memoryBytes is how much there was
+	// at preflight.
 	chosen       pod.Strategy
 	reasonChosen string
+	memory       *sourceMemory
+	memoryBytes  int64
 	// frozenLimit is how long the pod may be frozen for the transfer.
 	frozenLimit time.Duration
 	// asked is set just before the restore is asked for: until then the
@@ -95,15 +99,10 @@ func (d *Daemon) movePod(ctx context.Context, order moveOrder, report func(progr
 	if err := m.at(pod.StagePreflight); err != nil {
 		return nil, fmt.Errorf("preflight: %w", err)
 	}
-	chosen, reason, err := chooseStrategy(order.strategy)
-	if err != nil {
-		return nil, fmt.Errorf("preflight: %w", err)
-	}
 	check, err := d.checkMove(ctx, order)
 	if err != nil {
 		return nil, fmt.Errorf("preflight: %w", m.why(err))
 	}
-	m.chosen, m.reasonChosen = chosen, reason
 	if err := m.take(check); err != nil {
 		m.count(err)
 		return nil, err
@@ -137,7 +136,11 @@ func (d *Daemon) movePod(ctx context.Context, order moveOrder, report func(progr
 			return m.end(err)
 		}
 	}
-	m.finish()
+	if m.followMemory() {
+		m.finish()
+	} else {
+		m.leave()
+	}
 	return m.end(nil)
 }
 
@@ -162,7 +165,7 @@ func (m *sourceMove) take(check *moveCheck) error {
 		return &blockedError{pod: m.order.pod, blockers: check.blockers}
 	}
 	m.pod, m.record, m.target = check.local, check.pod, check.target
-	m.receipt.Processes = check.processes
+	m.receipt.Processes, m.memoryBytes = check.processes, check.memoryBytes
 	m.frozenLimit = minFrozenLimit + time.Duration(check.memoryBytes/slowestLink)*time.Second
 	return nil
 }
@@ -206,6 +209,9 @@ func (m *sourceMove) run(ctx context.Context) error {
 			break
 		}
 	}
+	if err := m.passMemory(ctx); err != nil {
+		return err
+	}
 	if err := m.prepareDump(ctx); err != nil {
 		return err
 	}
@@ -231,6 +237,9 @@ func (m *sourceMove) run(ctx context.Context) error {
 		return err
 	}
 	if err := m.transfer(ctx); err != nil {
+		return err
+	}
+	if err := m.completeMemory(ctx); err != nil {
 		return err
 	}
 	m.clock.begin(pod.StageRestore)
@@ -287,8 +296,11 @@ func (m *sourceMove) reserve(ctx context.Context) error {
 	if err := m.at(pod.StageReserve); err != nil {
 		return err
 	}
+	if err := m.openMemory(ctx); err != nil {
+		return err
+	}
 	err = m.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Reserve{
-		Reserve: &poddv1.Reserve{Protocol: transferVersion, Move: m.move.ID},
+		Reserve: &poddv1.Reserve{Protocol: transferVersion, Move: m.move.ID, Carry: m.memory != nil},
 	}})
 	if err != nil {
 		return err
@@ -299,6 +311,9 @@ func (m *sourceMove) reserve(ctx context.Context) error {
 	}
 	if reply.GetReserved() == nil {
 		return fmt.Errorf("talking to host %s: unexpected answer to reserve", m.move.Target)
+	}
+	if err := m.connectMemory(ctx, reply.GetReserved().GetUnable()); err != nil {
+		return err
 	}
 	m.files = filesync.NewSource(fileTrees(m.pod.container), m.log)
 	return nil
@@ -346,7 +361,7 @@ func (m *sourceMove) prepareDump(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.dump, err = m.d.engine.PrepareDump(ctx, checkpoint.DumpOptions{
+	options := checkpoint.DumpOptions{
 		PID:            pid,
 		NetNS:          nsPath,
 		ImagesDir:      m.images,
@@ -374,8 +389,11 @@ func (m *sourceMove) prepareDump(ctx context.Context) error {
 			},
 			Unblock: func() error { return m.network.Unblock(nsPath) },
 		},
-	})
-	if err != nil {
+	}
+	if m.memory != nil {
+		options.LeaveOut = m.leaveOut
+	}
+	if m.dump, err = m.d.engine.PrepareDump(ctx, options); err != nil {
 		return fmt.Errorf("starting CRIU: %w", err)
 	}
 	return nil

@@ -140,15 +140,29 @@ func (m *sourceMove) closeLater(ctx context.Context) {
 	}
 }
 
+// leave ends the move here while the target still needs memory of it: podd stops.
+// CRIU, which ends with podd, leaves the pod's copy frozen and its network blocked.
+func (m *sourceMove) leave() {
+	m.log.Warn("podd stops while memory of a pod that has moved is still wanted; its copy stays frozen", "target", m.move.Target)
+	m.closeMemory()
+	m.undoAll()
+	m.count(nil)
+}
+
 // cleanup removes what the move itself needed, in any outcome.
 func (m *sourceMove) cleanup() {
-	for _, f := range m.undo {
-		f()
-	}
-	m.undo = nil
+	m.closeMemory()
+	m.undoAll()
 	if m.images != "" {
 		if err := os.RemoveAll(m.images); err != nil {
 			m.log.Error("removing images failed", "error", err)
 		}
 	}
+}
+
+func (m *sourceMove) undoAll() {
+	for _, f := range m.undo {
+		f()
+	}
+	m.undo = nil
 }

@@ -86,7 +86,7 @@ func (m *sourceMove) transfer(ctx context.Context) error {
 // restore asks for the restore and follows it to the commit.
 func (m *sourceMove) restore() error {
 	m.asked = true
-	if err := m.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Restore{Restore: &poddv1.Restore{}}}); err != nil {
+	if err := m.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Restore{Restore: &poddv1.Restore{Complete: m.chosen != pod.StrategyPostCopy}}}); err != nil {
 		return err
 	}
 	if err := m.at("restore-asked"); err != nil {
@@ -120,5 +120,8 @@ func (m *sourceMove) restore() error {
 	}
 	m.receipt.Freeze = time.Since(m.frozen)
 	m.receipt.Insertion = m.receipt.Freeze - m.receipt.Excision
+	if m.memory != nil {
+		m.d.pace.learn(m.receipt.Processes, m.receipt.Freeze)
+	}
 	return nil
 }

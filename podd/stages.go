@@ -97,6 +97,12 @@ func (c *stageClock) tell() {
 	c.report(p)
 }
 
+// add adds to the bytes of the current stage what was sent on another way.
+func (c *stageClock) add(bytes int64) {
+	c.sent.Add(bytes)
+	c.tell()
+}
+
 // watch reports the bytes of the current stage until ctx is done.
 func (c *stageClock) watch(ctx context.Context) {
 	ticker := time.NewTicker(progressInterval)

@@ -16,6 +16,7 @@ import (
 	"podd/fault"
 	"podd/filesync"
 	"podd/namespace"
+	"podd/pager"
 	"podd/pod"
 	"podd/vnet"
 )
@@ -36,6 +37,10 @@ type targetMove struct {
 	sink      *filesync.Sink
 	restore   *checkpoint.Restore
 	images    string // directory
+	// pager is nil unless podd itself carries the pod's memory.
+	pager *pager.Pager
+	// complete says that all memory is here when the pod runs.
+	complete bool
 	// asked is set just before the commit is asked for: until then this move
 	// can't be committed.
 	asked     bool
@@ -93,7 +98,7 @@ func (m *targetMove) run(ctx context.Context) error {
 	if reserve.GetProtocol() != transferVersion {
 		return fmt.Errorf("%w: the source speaks version %d of the transfer protocol, this host %d: run the same podd on both", pod.ErrInvalid, reserve.GetProtocol(), transferVersion)
 	}
-	if err := m.reserve(ctx, reserve.GetMove()); err != nil {
+	if err := m.reserve(ctx, reserve); err != nil {
 		return err
 	}
 	for {
@@ -133,6 +138,7 @@ func (m *targetMove) run(ctx context.Context) error {
 				return fmt.Errorf("receiving images: %w", err)
 			}
 		case message.GetRestore() != nil:
+			m.complete = message.GetRestore().GetComplete()
 			return m.finish(ctx)
 		default:
 			return errors.New("an unknown message from the source")
@@ -165,7 +171,8 @@ func (m *targetMove) send(message *poddv1.TargetMessage) error {
 }
 
 // reserve makes everything the pod needs here except its processes.
-func (m *targetMove) reserve(ctx context.Context, id string) error {
+func (m *targetMove) reserve(ctx context.Context, order *poddv1.Reserve) error {
+	id := order.GetMove()
 	move, err := m.d.dir.Move(ctx, id)
 	if err != nil {
 		return err
@@ -206,15 +213,21 @@ func (m *targetMove) reserve(ctx context.Context, id string) error {
 	}
 	m.sink = filesync.NewSink(fileTrees(m.container), filesync.Limits{}, m.log)
 	m.images = m.d.imagesOf(targetImages, move.Pod, move.Next.Epoch)
-	if m.restore, err = m.d.prepareRestore(ctx, m.container, network, m.images); err != nil {
+	reserved := new(poddv1.Reserved)
+	if order.GetCarry() {
+		if reserved.Unable, err = m.openPager(ctx); err != nil {
+			return err
+		}
+	}
+	if m.restore, err = m.d.prepareRestore(ctx, m.container, network, m.images, m.pager); err != nil {
 		return err
 	}
-	return m.send(&poddv1.TargetMessage{Message: &poddv1.TargetMessage_Reserved{Reserved: &poddv1.Reserved{}}})
+	return m.send(&poddv1.TargetMessage{Message: &poddv1.TargetMessage_Reserved{Reserved: reserved}})
 }
 
 // prepareRestore starts CRIU for a pod whose images are, or will be, in the
-// directory images.
-func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Container, network *vnet.Network, images string) (*checkpoint.Restore, error) {
+// directory images, and whose other memory the pager has, if there is one.
+func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Container, network *vnet.Network, images string, pg *pager.Pager) (*checkpoint.Restore, error) {
 	work := filepath.Join(images, "work")
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return nil, fmt.Errorf("making a directory for images: %w", err)
@@ -226,7 +239,7 @@ func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Contai
 	}
 	return d.engine.PrepareRestore(ctx, checkpoint.RestoreOptions{
 		ImagesDir: images, WorkDir: work, Root: container.Root(), NetNS: nsPath,
-		ExternalMounts: container.ExternalMounts(), Policy: policy,
+		ExternalMounts: container.ExternalMounts(), Policy: policy, Lazy: lazy(pg),
 		Hooks: checkpoint.RestoreHooks{
 			JoinCgroup: container.JoinCgroup,
 			Adopt: func(pid int) error {
@@ -280,6 +293,9 @@ func (m *targetMove) finish(ctx context.Context) error {
 	go func() { ahead <- m.d.dir.ReadAhead(ctx, m.move.ID) }()
 	_, err = m.restore.Run(ctx)
 	if err := errors.Join(err, <-ahead); err != nil {
+		return err
+	}
+	if err := m.verifyMemory(ctx); err != nil {
 		return err
 	}
 	restored := time.Since(begin)

@@ -23,10 +23,16 @@ func (m *targetMove) takeOver() {
 	if m.lost {
 		m.log.Warn("restoring the pod once more")
 		m.restore.Close()
+		if m.pager != nil {
+			m.pager.Close()
+		}
 		return // the reconcile loop does it as soon as the claim has ended
 	}
-	m.d.track(m.move.Pod, m.move.Next.Epoch, m.container)
+	p := m.d.track(m.move.Pod, m.move.Next.Epoch, m.container)
 	m.log.Info("the pod runs here", "epoch", m.move.Next.Epoch)
+	if m.pager != nil {
+		m.d.fillIn(p, m.move.ID, m.d.imagesOf(memoryImages, m.move.Pod, m.move.Next.Epoch), m.pager)
+	}
 	if err := m.at("resumed"); err != nil {
 		m.log.Error("putting the images away meets an error", "error", err)
 	}
@@ -38,7 +44,7 @@ func (m *targetMove) removeImages() {
 	if m.images == "" {
 		return
 	}
-	if err := m.d.removeImages(m.images); err != nil {
+	if err := m.d.removeImages(context.WithoutCancel(m.d.ctx), m.images); err != nil {
 		m.log.Error("removing images failed", "error", err)
 	}
 }
@@ -68,6 +74,7 @@ func (m *targetMove) fail(cause error) {
 			m.log.Error("undoing the restore failed", "error", err)
 		}
 	}
+	m.endMemory()
 	m.removeImages()
 	if m.move != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(m.d.ctx), cleanupTimeout)

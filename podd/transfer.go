@@ -25,7 +25,7 @@ import (
 const (
 	transferPath     = "/podd-transfer"
 	transferProtocol = "podd-transfer"
-	transferVersion  = 1
+	transferVersion  = 2
 	// maxTransferMessage bounds one control message, in bytes. They are
 	// small; the sections in between have bounds of their own.
 	maxTransferMessage = 1 << 20
@@ -158,31 +158,40 @@ func acceptTransfer(w http.ResponseWriter, r *http.Request) (t *transferConn, pe
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return nil, "", err
 	}
-	if r.Header.Get("Upgrade") != transferProtocol {
-		http.Error(w, "want Upgrade: "+transferProtocol, http.StatusUpgradeRequired)
-		return nil, "", errors.New("a transfer request without an upgrade")
+	conn, err := acceptUpgrade(w, r, transferProtocol)
+	if err != nil {
+		return nil, "", err
+	}
+	return newTransferConn(conn, bufio.NewReaderSize(conn, 256<<10)), peer, nil
+}
+
+// acceptUpgrade takes over the connection of a request to speak a protocol of
+// podd's own. The client is told of an error.
+func acceptUpgrade(w http.ResponseWriter, r *http.Request, protocol string) (net.Conn, error) {
+	if r.Header.Get("Upgrade") != protocol {
+		http.Error(w, "want Upgrade: "+protocol, http.StatusUpgradeRequired)
+		return nil, errors.New("a request without an upgrade")
 	}
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusHTTPVersionNotSupported)
-		return nil, "", fmt.Errorf("taking over the connection of a transfer: %w", err)
+		return nil, fmt.Errorf("taking over the connection of a request: %w", err)
 	}
 	// The server's deadlines do not hold for what follows.
 	if err := errors.Join(conn.SetDeadline(time.Time{}), daemon.LimitSilence(conn, silenceLimit)); err != nil {
 		conn.Close()
-		return nil, "", fmt.Errorf("taking over the connection of a transfer: %w", err)
+		return nil, fmt.Errorf("taking over the connection of a request: %w", err)
 	}
 	if buffered.Reader.Buffered() > 0 {
 		conn.Close()
-		return nil, "", errors.New("a source that does not wait for the transfer to be accepted")
+		return nil, errors.New("a client that does not wait for its request to be accepted")
 	}
 	conn = daemon.Bulk(conn)
-	reader := bufio.NewReaderSize(conn, 256<<10)
-	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+transferProtocol+"\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+protocol+"\r\n\r\n"); err != nil {
 		conn.Close()
-		return nil, "", fmt.Errorf("accepting a transfer: %w", err)
+		return nil, fmt.Errorf("accepting a request: %w", err)
 	}
-	return newTransferConn(conn, reader), peer, nil
+	return conn, nil
 }
 
 // expect receives the target's next message. An error the target reports

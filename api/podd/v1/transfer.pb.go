@@ -29,7 +29,7 @@ const (
 //
 //	source                         target
 //	Reserve              ->
-//	                     <-        Reserved
+//	                     <-        Reserved          connected to the memory
 //	Files + pass         ->
 //	                     <-        FilesApplied      (repeated)
 //	Memory + pages       ->        while the source dumps
@@ -310,9 +310,12 @@ func (*TargetMessage_Running) isTargetMessage_Message() {}
 
 type Reserve struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Protocol is the version of this conversation, 1.
-	Protocol      uint32 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	Move          string `protobuf:"bytes,2,opt,name=move,proto3" json:"move,omitempty"`
+	// Protocol is the version of this conversation, 2.
+	Protocol uint32 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Move     string `protobuf:"bytes,2,opt,name=move,proto3" json:"move,omitempty"`
+	// Carry says that the source carries most of the memory itself, on a
+	// connection of its own that the target makes (see package pagesync).
+	Carry         bool `protobuf:"varint,3,opt,name=carry,proto3" json:"carry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -359,6 +362,13 @@ func (x *Reserve) GetMove() string {
 		return x.Move
 	}
 	return ""
+}
+
+func (x *Reserve) GetCarry() bool {
+	if x != nil {
+		return x.Carry
+	}
+	return false
 }
 
 type Files struct {
@@ -478,7 +488,9 @@ func (*Images) Descriptor() ([]byte, []int) {
 }
 
 type Restore struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Complete says that all memory has crossed: none may be asked for later.
+	Complete      bool `protobuf:"varint,1,opt,name=complete,proto3" json:"complete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -511,6 +523,13 @@ func (x *Restore) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Restore.ProtoReflect.Descriptor instead.
 func (*Restore) Descriptor() ([]byte, []int) {
 	return file_podd_v1_transfer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Restore) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
 }
 
 type TargetError struct {
@@ -566,7 +585,10 @@ func (x *TargetError) GetMessage() string {
 }
 
 type Reserved struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unable is why the target can't take memory that the source carries itself.
+	// All of it comes by Memory then.
+	Unable        string `protobuf:"bytes,1,opt,name=unable,proto3" json:"unable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -599,6 +621,13 @@ func (x *Reserved) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Reserved.ProtoReflect.Descriptor instead.
 func (*Reserved) Descriptor() ([]byte, []int) {
 	return file_podd_v1_transfer_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Reserved) GetUnable() string {
+	if x != nil {
+		return x.Unable
+	}
+	return ""
 }
 
 type FilesApplied struct {
@@ -798,20 +827,22 @@ const file_podd_v1_transfer_proto_rawDesc = "" +
 	"\brestored\x18\x04 \x01(\v2\x11.podd.v1.RestoredH\x00R\brestored\x122\n" +
 	"\tcommitted\x18\x05 \x01(\v2\x12.podd.v1.CommittedH\x00R\tcommitted\x12,\n" +
 	"\arunning\x18\x06 \x01(\v2\x10.podd.v1.RunningH\x00R\arunningB\t\n" +
-	"\amessage\"9\n" +
+	"\amessage\"O\n" +
 	"\aReserve\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x12\n" +
-	"\x04move\x18\x02 \x01(\tR\x04move\"\x1d\n" +
+	"\x04move\x18\x02 \x01(\tR\x04move\x12\x14\n" +
+	"\x05carry\x18\x03 \x01(\bR\x05carry\"\x1d\n" +
 	"\x05Files\x12\x14\n" +
 	"\x05final\x18\x01 \x01(\bR\x05final\"\b\n" +
 	"\x06Memory\"\b\n" +
-	"\x06Images\"\t\n" +
-	"\aRestore\"=\n" +
+	"\x06Images\"%\n" +
+	"\aRestore\x12\x1a\n" +
+	"\bcomplete\x18\x01 \x01(\bR\bcomplete\"=\n" +
 	"\vTargetError\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\n" +
-	"\n" +
-	"\bReserved\"$\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\"\n" +
+	"\bReserved\x12\x16\n" +
+	"\x06unable\x18\x01 \x01(\tR\x06unable\"$\n" +
 	"\fFilesApplied\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\";\n" +
 	"\bRestored\x12/\n" +

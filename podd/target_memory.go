@@ -1,0 +1,81 @@
+package podd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"podd/pager"
+)
+
+// openPager starts the pager for a pod that comes here, if the source carries its
+// memory. unable says why it can't.
+func (m *targetMove) openPager(ctx context.Context) (unable string, err error) {
+	if err := m.d.unableToTake(); err != nil {
+		return err.Error(), nil
+	}
+	source, err := m.d.dir.Host(ctx, m.move.Source)
+	if err != nil {
+		return "", err
+	}
+	executable, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("finding podd's program: %w", err)
+	}
+	dir := m.d.imagesOf(memoryImages, m.move.Pod, m.move.Next.Epoch)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("making a directory for memory: %w", err)
+	}
+	m.pager, err = pager.Start(ctx, pager.Options{
+		Dir: dir, Executable: executable, FreezerDir: m.container.FreezerDir(), StateDir: m.d.StateDir,
+		Source: source.Name, Addresses: []string{source.API.String()}, Path: memoryPath + "?move=" + m.move.ID, Log: m.log,
+	})
+	if err != nil {
+		return "", fmt.Errorf("starting the pager: %w", err)
+	}
+	return "", nil
+}
+
+// unableToTake is why memory can't be filled in here after a restore, nil if it
+// can.
+func (d *Daemon) unableToTake() error { return d.engine.CanRestoreLazily() }
+
+// lazy is what CRIU gives userfaultfds to; nil if all memory is in its images.
+func lazy(p *pager.Pager) func(pid int, uffd *os.File) error {
+	if p == nil {
+		return nil
+	}
+	return func(pid int, uffd *os.File) error {
+		ctx, cancel := context.WithTimeout(context.Background(), attachTimeout)
+		defer cancel()
+		return errors.Join(p.Attach(ctx, pid, uffd), uffd.Close())
+	}
+}
+
+// attachTimeout bounds how long a pager may take to take a process.
+const attachTimeout = 10 * time.Second
+
+// verifyMemory sees to it, before the commit, that the pager can give the restored
+// pod every page of it that CRIU has not.
+func (m *targetMove) verifyMemory(ctx context.Context) error {
+	if m.pager == nil {
+		return nil
+	}
+	if err := m.pager.Verify(ctx, m.complete); err != nil {
+		return err
+	}
+	return nil
+}
+
+// endMemory undoes openPager; the restored processes are gone.
+func (m *targetMove) endMemory() {
+	if m.pager == nil {
+		return
+	}
+	if err := m.d.endPager(m.pager, m.d.imagesOf(memoryImages, m.move.Pod, m.move.Next.Epoch)); err != nil {
+		m.log.Error("ending the pager failed", "error", err)
+	}
+	m.pager = nil
+}
