@@ -137,20 +137,24 @@ func TestNoCertificate(t *testing.T) {
 		}
 		conn.Close()
 	}
-	for _, host := range theLab.HostNames() {
-		request, err := http.NewRequest(http.MethodPost, "https://"+theLab.API(host).String()+"/podd-transfer", nil)
+	for _, node := range theLab.Daemons() {
+		upgrade := "podd-transfer"
+		if node == lab.Proxy {
+			upgrade = "podd-relay"
+		}
+		request, err := http.NewRequest(http.MethodPost, "https://"+theLab.API(node).String()+"/"+upgrade, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		request.Header.Set("Connection", "Upgrade")
-		request.Header.Set("Upgrade", "podd-transfer/1")
+		request.Header.Set("Upgrade", upgrade)
 		response, err := client.Do(request)
 		if err != nil {
 			t.Fatal(err)
 		}
 		response.Body.Close()
 		if response.StatusCode < 400 {
-			t.Errorf("a transfer to %s: %s", host, response.Status)
+			t.Errorf("%s at %s: %s", upgrade, node, response.Status)
 		}
 	}
 	if admitted := admittedBy(func(string) *tls.Config { return anonymous() }); len(admitted) > 0 {
@@ -258,6 +262,7 @@ func TestUserIsNoDaemon(t *testing.T) {
 	}
 	for procedure, at := range map[string]netip.AddrPort{
 		"podd.v1.TargetService/CheckTarget": theLab.API("b"), "podd.v1.ProxyService/Hold": theLab.API(lab.Proxy), "podd-transfer": theLab.API("b"),
+		"podd-relay?id=x": theLab.API(lab.Proxy),
 	} {
 		client := tlsClient("a", admin.store().ClientTLS(trust.DaemonName))
 		for _, header := range []string{"", "host/a"} { // as if a podd had passed it on for that caller
