@@ -121,6 +121,7 @@ type session struct {
 	t      testing.TB
 	init   int
 	source *Source
+	rate   int // of connections, in bytes a second
 	*receiver
 	ended chan error // of the receiver's connections
 	serve chan error
@@ -140,6 +141,13 @@ func newSession(t testing.TB, init int) *session {
 func (s *session) connect(again bool, wants ...Region) {
 	s.t.Helper()
 	ours, theirs := connection(s.t)
+	if s.rate > 0 {
+		raw, err := ours.(*net.TCPConn).SyscallConn()
+		must(s.t, err)
+		must(s.t, raw.Control(func(fd uintptr) {
+			must(s.t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, s.rate))
+		}))
+	}
 	go func() { s.serve <- s.source.Serve(ours) }()
 	go func() { s.ended <- s.run(theirs, again, wants...) }()
 	must(s.t, s.source.Connected(s.t.Context()))

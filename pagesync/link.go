@@ -5,9 +5,14 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// silenceLimit is how long a connection may take nothing, or answer nothing,
+// before it is lost: the pager then makes a new one.
+const silenceLimit = 10 * time.Second
 
 // unsentBytes is how much a connection takes from us beyond what it has sent
 // (TCP_NOTSENT_LOWAT, tcp(7)): the answer to a fault waits behind no more.
@@ -43,10 +48,12 @@ func newLink(conn net.Conn) *link {
 		inner = wrapped.NetConn()
 	}
 	if tcp, ok := inner.(*net.TCPConn); ok {
+		// Without these faults and losses are noticed later, no more.
+		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: silenceLimit / 4, Interval: silenceLimit / 4, Count: 3})
 		if raw, err := tcp.SyscallConn(); err == nil {
-			// Without it faults wait longer, no more.
 			_ = raw.Control(func(fd uintptr) {
 				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
+				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silenceLimit.Milliseconds()))
 			})
 		}
 	}

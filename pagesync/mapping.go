@@ -15,9 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// minMapping is the length in bytes below which a mapping is left to CRIU: a
-// small one costs more apart than it saves.
-const minMapping = 64 << 10
+// Mappings of other lengths, in bytes, are left to CRIU: a small one costs more
+// apart than it saves; a huge one is reserved rather than used, and the pager has
+// a place for every GiB.
+const (
+	minMapping = 64 << 10
+	maxMapping = 64 << 30
+)
 
 // mapping is one line of /proc/PID/maps or smaps.
 type mapping struct {
@@ -79,15 +83,17 @@ var carriedFlags = map[string]bool{
 // what CRIU restores lazily (vma_entry_can_be_lazy in criu/include/vma.h, with
 // criu/proc_parse.c): private anonymous memory, neither locked nor of huge pages.
 func (m mapping) carried(flags string) bool {
-	if !m.anonymous() || m.bytes() < minMapping {
+	if !m.anonymous() || m.bytes() < minMapping || m.bytes() > maxMapping {
 		return false
 	}
+	n := 0
 	for f := range strings.FieldsSeq(flags) {
 		if !carriedFlags[f] {
 			return false
 		}
+		n++
 	}
-	return flags != ""
+	return n > 0
 }
 
 // carriedMappings reads /proc/PID/smaps.
@@ -115,10 +121,17 @@ func parseSmaps(r io.Reader) ([]span, error) {
 		line = bytes.TrimSuffix(line, []byte("\n"))
 		if flags, ok := bytes.CutPrefix(line, []byte("VmFlags:")); ok {
 			if m.carried(string(flags)) {
-				spans = append(spans, m.span)
+				// The process may change its mappings while they are read, so
+				// that one comes after a part of itself.
+				if n := len(spans); n > 0 {
+					m.start = max(m.start, spans[n-1].end)
+				}
+				if !m.empty() {
+					spans = append(spans, m.span)
+				}
 			}
 			m = mapping{}
-		} else if len(line) > 0 && line[0] <= 'f' && (line[0] < 'A' || line[0] > 'Z') {
+		} else if len(line) > 0 && (line[0] < 'A' || line[0] > 'Z') {
 			// Lines of a mapping's figures begin with a capital letter.
 			next, ok := parseMapping(line)
 			if !ok {
@@ -182,7 +195,7 @@ func stillCarried(pid int, known []span) ([]span, error) {
 			if q.start >= k.end {
 				break
 			}
-			if q.flags == procmapReadable|procmapWritable && q.inode == 0 && q.pageSize == PageSize {
+			if q.flags == procmapReadable|procmapWritable && q.inode == 0 && q.pageSize == PageSize && q.end-q.start <= maxMapping {
 				spans = append(spans, span{q.start, q.end})
 			}
 			at = q.end
@@ -204,7 +217,7 @@ func stillCarriedByText(maps *os.File, known []span) ([]span, error) {
 		if !ok {
 			return nil, fmt.Errorf("malformed line %q in maps", line)
 		}
-		if m.anonymous() && slices.ContainsFunc(known, func(k span) bool { return !k.intersect(m.span).empty() }) {
+		if m.anonymous() && m.bytes() <= maxMapping && slices.ContainsFunc(known, func(k span) bool { return !k.intersect(m.span).empty() }) {
 			spans = append(spans, m.span)
 		}
 	}

@@ -9,8 +9,12 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// window is how much has to pass for a rate to be renewed, in bytes.
-const window = 4 << 20
+// How much has to pass for the rate of a link, and that of the compressor, to be
+// renewed, in bytes.
+const (
+	linkWindow  = 4 << 20
+	speedWindow = 64 << 10
+)
 
 // rate is bytes by the second, of the last window.
 type rate struct {
@@ -44,7 +48,7 @@ type meter struct {
 func (m *meter) Write(b []byte) (int, error) {
 	begin := time.Now()
 	n, err := m.w.Write(b)
-	m.add(n, time.Since(begin), window)
+	m.add(n, time.Since(begin), linkWindow)
 	return n, err
 }
 
@@ -76,18 +80,19 @@ func (c *compressor) worth(link int64) bool {
 		return false
 	}
 	in, out := c.in.Load(), c.out.Load()
-	if speed := c.input.get(); speed > link && out < in-in/8 {
+	speed := c.input.get()
+	if speed > link && out < in-in/8 {
 		return true
 	}
-	// Faster than any compressor: it need not be tried.
-	return link < 2<<30 && c.tries.Add(1)%probeEvery == 1
+	// It need not be tried for a link that is faster than any compressor.
+	return link < 2<<30 && (speed == 0 || c.tries.Add(1)%probeEvery == 0)
 }
 
 // compress appends b compressed to dst. ok is false if that is not shorter.
 func (c *compressor) compress(dst, b []byte) (compressed []byte, ok bool) {
 	begin := time.Now()
 	compressed = c.encoder.EncodeAll(b, dst)
-	c.input.add(len(b), time.Since(begin), 256<<10)
+	c.input.add(len(b), time.Since(begin), speedWindow)
 	// A sliding sum: half of the past counts as much as the present.
 	c.in.Store(c.in.Load()/2 + int64(len(b)))
 	c.out.Store(c.out.Load()/2 + int64(len(compressed)))

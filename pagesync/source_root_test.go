@@ -3,6 +3,7 @@
 package pagesync
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -79,6 +80,103 @@ func TestMutation(t *testing.T) {
 	}
 	if total == 0 {
 		t.Error("nothing was carried at all")
+	}
+}
+
+// TestSlowLink: what can be compressed is, over a slow link, and comes out as it
+// was.
+func TestSlowLink(t *testing.T) {
+	init := startPod(t, "many", "2", "300", "2")
+	s := newSession(t, init)
+	s.rate = 5 << 20
+	s.connect(false)
+	stats, err := s.source.Pass(t.Context())
+	must(t, err)
+	if stats.Sent > stats.Scanned*2/3 {
+		t.Errorf("%d bytes were sent of %d", stats.Sent, stats.Scanned)
+	}
+	stop(t, init)
+	left, err := s.source.Freeze(t.Context())
+	must(t, err)
+	_, err = s.source.Finish(t.Context())
+	must(t, err)
+	must(t, <-s.ended)
+	s.requireSame(left)
+}
+
+// TestCancel: a pass that nobody waits for any more ends, and the next one sends
+// the rest.
+func TestCancel(t *testing.T) {
+	init := startPod(t, "fill", "32", "10")
+	s := newSession(t, init)
+	s.rate = 20 << 20
+	s.connect(false)
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, io.ErrNoProgress)
+	defer cancel()
+	first, err := s.source.Pass(ctx)
+	if !errors.Is(err, io.ErrNoProgress) {
+		t.Errorf("Pass: %+v, %v", first, err)
+	}
+	second, err := s.source.Pass(t.Context())
+	must(t, err)
+	if first.Sent == 0 || second.Scanned < 32<<20 || second.Changed >= second.Scanned {
+		t.Errorf("first %+v, then %+v", first, second)
+	}
+	stop(t, init)
+	left, err := s.source.Freeze(t.Context())
+	must(t, err)
+	_, err = s.source.Finish(t.Context())
+	must(t, err)
+	must(t, <-s.ended)
+	s.requireSame(left)
+}
+
+// TestClose ends a pass and a Finish that wait for the pager.
+func TestClose(t *testing.T) {
+	init := startPod(t, "fill", "1", "0")
+	for _, freeze := range []bool{false, true} {
+		source, err := NewSource(SourceOptions{Init: init, Log: slog.New(slog.DiscardHandler)})
+		must(t, err)
+		ours, theirs := connection(t)
+		defer theirs.Close()
+		served := make(chan error, 1)
+		go func() { served <- source.Serve(ours) }()
+		w, r := NewWriter(theirs), NewReader(theirs)
+		must(t, w.Write(Frame{Kind: KindHello}))
+		must(t, w.Flush())
+		must(t, source.Connected(t.Context()))
+		waits := make(chan error, 1)
+		last := KindMark
+		go func() {
+			if !freeze {
+				_, err := source.Pass(t.Context())
+				waits <- err
+				return
+			}
+			_, err := source.Survey(t.Context())
+			if err == nil {
+				_, err = source.Freeze(t.Context())
+			}
+			if err == nil {
+				_, err = source.Finish(t.Context())
+			}
+			waits <- err
+		}()
+		if freeze {
+			last = KindDone
+		}
+		for f, err := r.Next(); f.Kind != last; f, err = r.Next() {
+			must(t, err)
+		}
+		must(t, source.Close())
+		for name, c := range map[string]chan error{"Pass or Finish": waits, "Serve": served} {
+			if err := <-c; !errors.Is(err, ErrClosed) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if _, err := source.Pass(t.Context()); !errors.Is(err, ErrClosed) {
+			t.Errorf("Pass after Close: %v", err)
+		}
 	}
 }
 
@@ -163,10 +261,10 @@ func TestLostBeforeFreeze(t *testing.T) {
 	if _, err := s.source.Freeze(t.Context()); !errors.Is(err, ErrLost) {
 		t.Errorf("Freeze: %v", err)
 	}
-	ours, theirs = connection(t)
-	defer theirs.Close()
-	go func() { s.serve <- s.source.Serve(ours) }()
-	w = NewWriter(theirs)
+	second, peer := connection(t)
+	defer peer.Close()
+	go func() { s.serve <- s.source.Serve(second) }()
+	w = NewWriter(peer)
 	must(t, w.Write(Frame{Kind: KindHello, Flags: FlagAgain}))
 	must(t, w.Flush())
 	if err := <-s.serve; !errors.Is(err, ErrLost) {

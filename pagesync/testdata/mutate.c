@@ -3,6 +3,8 @@
  * think of, and forks up to PROCESSES times at once; it never ends by itself.
  * mutate fill MIB RATE: fills so many MiB and then changes RATE MiB a second,
  * page by page, all over.
+ * mutate many PROCESSES MAPPINGS THREADS: so many processes with so many mappings
+ * each, every third of them large enough to be carried, and threads that wait.
  * It writes "ready" once there is something to see.
  */
 #define _GNU_SOURCE
@@ -203,6 +205,45 @@ static void fill(size_t mib, size_t rate)
 	}
 }
 
+static void *wait_for_ever(void *arg)
+{
+	for (;;)
+		pause();
+	return arg;
+}
+
+static void many(int processes, int mappings, int threads)
+{
+	pthread_t thread;
+
+	int done[2];
+	char byte;
+
+	if (pipe(done))
+		exit(1);
+	for (int p = 0; p < processes - 1; p++)
+		if (fork() == 0)
+			break;
+	for (int i = 0; i < mappings; i++) {
+		size_t size = (i % 3 ? 1 : 32) * PAGE;
+		/* A page between them, or they would be one. */
+		char *m = mmap(NULL, size + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		mprotect(m, size, PROT_READ | PROT_WRITE);
+		memset(m, 1 + i, size);
+	}
+	for (int i = 1; i < threads; i++)
+		pthread_create(&thread, NULL, wait_for_ever, NULL);
+	write(done[1], "", 1);
+	if (getpid() == 1) {
+		for (int p = 0; p < processes; p++)
+			if (read(done[0], &byte, 1) != 1)
+				exit(1);
+		write(1, "ready\n", 6);
+	}
+	wait_for_ever(NULL);
+}
+
 int main(int argc, char **argv)
 {
 	int processes;
@@ -212,6 +253,8 @@ int main(int argc, char **argv)
 		state = 88172645463325252ULL;
 		fill(atoi(argv[2]), atoi(argv[3]));
 	}
+	if (argc == 5 && !strcmp(argv[1], "many"))
+		many(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]));
 	if (argc != 3)
 		return 2;
 	state = strtoull(argv[1], NULL, 10) * 2654435761ULL + 88172645463325252ULL;

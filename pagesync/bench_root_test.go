@@ -1,0 +1,157 @@
+//go:build root
+
+package pagesync
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// discard is a pager that keeps nothing and verifies nothing.
+func discard(conn net.Conn) error {
+	r, w := NewReader(conn), NewWriter(conn)
+	frame := Frame{Kind: KindHello}
+	for {
+		if err := w.Write(frame); err != nil {
+			return err
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		for frame.Kind = 0; frame.Kind == 0; {
+			f, err := r.Next()
+			if err != nil {
+				return err
+			}
+			switch f.Kind {
+			case KindMark:
+				frame = Frame{Kind: KindAck, Number: f.Number}
+			case KindDone:
+				frame = Frame{Kind: KindAck, Number: Done}
+			}
+		}
+	}
+}
+
+func discarding(b *testing.B, init int) *Source {
+	b.Helper()
+	source, err := NewSource(SourceOptions{Init: init, Log: slog.New(slog.DiscardHandler)})
+	must(b, err)
+	ours, theirs := connection(b)
+	served, read := make(chan error, 1), make(chan error, 1)
+	go func() { served <- source.Serve(ours) }()
+	go func() { read <- discard(theirs) }()
+	b.Cleanup(func() {
+		must(b, source.Close())
+		<-served
+		theirs.Close()
+		<-read
+	})
+	must(b, source.Connected(b.Context()))
+	return source
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// cpu returns the processor time that this program has used.
+func cpu(b *testing.B) time.Duration {
+	var u unix.Rusage
+	must(b, unix.Getrusage(unix.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func pass(b *testing.B, s *Source) PassStats {
+	b.Helper()
+	stats, err := s.Pass(b.Context())
+	must(b, err)
+	return stats
+}
+
+// BenchmarkMemory moves the memory of one process to nowhere: first pass, a pass
+// over memory that has not changed, one that has, freeze and finish.
+func BenchmarkMemory(b *testing.B) {
+	for _, c := range []struct{ mib, dirty int }{{64, 0}, {64, 50}, {2048, 0}, {2048, 50}} {
+		b.Run(fmt.Sprintf("%dMiB/dirty%d", c.mib, c.dirty), func(b *testing.B) {
+			init := startPod(b, "fill", fmt.Sprint(c.mib), fmt.Sprint(c.dirty))
+			var first, second, freeze, compared, survey time.Duration
+			var firstSent, changed, sent int64
+			n := 0
+			for b.Loop() {
+				n++
+				s := discarding(b, init)
+				stats := pass(b, s)
+				first += stats.Duration
+				firstSent += stats.Sent
+				stats, err := s.Survey(b.Context())
+				must(b, err)
+				survey += stats.Duration
+				pass(b, s)
+				stats = pass(b, s)
+				second += stats.Duration
+				changed += stats.Changed
+				must(b, unix.Kill(init, unix.SIGSTOP))
+				stop(b, init)
+				begin := time.Now()
+				_, err = s.Freeze(b.Context())
+				must(b, err)
+				freeze += time.Since(begin)
+				final, err := s.Finish(b.Context())
+				must(b, err)
+				compared += final.Compared
+				sent += final.Sent
+				cont(b, init)
+				must(b, s.Close())
+			}
+			per := func(d time.Duration) float64 { return ms(d) / float64(n) }
+			b.ReportMetric(per(first), "first-ms")
+			b.ReportMetric(per(survey), "survey-ms")
+			b.ReportMetric(per(second), "pass-ms")
+			b.ReportMetric(float64(changed)/float64(n)/(1<<20), "changed-MiB")
+			b.ReportMetric(per(freeze), "freeze-ms")
+			b.ReportMetric(per(compared), "finish-ms")
+			b.ReportMetric(float64(sent)/float64(n)/(1<<20), "final-MiB")
+			b.ReportMetric(float64(firstSent)/float64(n)/(1<<20), "sent-MiB")
+		})
+	}
+}
+
+// BenchmarkFreeze measures what the freeze waits for with many processes, and
+// with as many mappings and threads as a desktop's have.
+func BenchmarkFreeze(b *testing.B) {
+	for _, c := range []struct{ processes, mappings, threads int }{{1, 1, 1}, {100, 5, 1}, {40, 300, 8}} {
+		b.Run(fmt.Sprintf("%dprocesses%dmappings%dthreads", c.processes, c.mappings, c.threads), func(b *testing.B) {
+			init := startPod(b, "many", fmt.Sprint(c.processes), fmt.Sprint(c.mappings), fmt.Sprint(c.threads))
+			var freeze, freezeCPU, compared, passes time.Duration
+			n, ranges := 0, 0
+			for b.Loop() {
+				n++
+				s := discarding(b, init)
+				pass(b, s)
+				passes += pass(b, s).Duration
+				stop(b, init)
+				begin, beginCPU := time.Now(), cpu(b)
+				left, err := s.Freeze(b.Context())
+				must(b, err)
+				freeze += time.Since(begin)
+				freezeCPU += cpu(b) - beginCPU
+				ranges = len(left)
+				final, err := s.Finish(b.Context())
+				must(b, err)
+				compared += final.Compared
+				cont(b, init)
+				must(b, s.Close())
+			}
+			per := func(d time.Duration) float64 { return ms(d) / float64(n) }
+			b.ReportMetric(per(passes), "pass-ms")
+			b.ReportMetric(per(freeze), "freeze-ms")
+			b.ReportMetric(per(freezeCPU), "freeze-cpu-ms")
+			b.ReportMetric(per(compared), "finish-ms")
+			b.ReportMetric(float64(ranges), "ranges")
+		})
+	}
+}
