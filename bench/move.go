@@ -130,7 +130,7 @@ func (m *mover) peerServer(by string, args []string) *trip {
 	m.links++
 	c := peer.Container{Name: by, Args: args, Root: m.root, Writable: true}
 	v := &byPeer{bench: m.bench, number: m.links, name: by}
-	v.make = func(k *peer.Link) container {
+	v.make = func(k *peer.Link, _ hostRoot) container {
 		switch by {
 		case runc:
 			return &peer.Runc{Program: m.runc(), Container: c, Link: k, Dir: m.dir, Images: m.images}
@@ -142,16 +142,103 @@ func (m *mover) peerServer(by string, args []string) *trip {
 	return &trip{vehicle: v, passenger: &counting{}, lab: m.lab}
 }
 
+// server is an entry for each of several contenders with the same server.
+func (m *mover) servers(args []string, contenders ...string) []entry {
+	var entries []entry
+	for _, by := range contenders {
+		if by == podd {
+			entries = append(entries, entry{by: by, trip: m.podServer("server", args, m.strategy...)})
+			continue
+		}
+		entries = append(entries, entry{by: by, trip: m.peerServer(by, args)})
+	}
+	return entries
+}
+
+// The works that only -full asks for have fewer repetitions, for they take long.
+const fullRepetitions = 5
+
+// dirtyRate is in MiB a second.
+const dirtyRate = 50
+
 // unlimited are the works over links without a limit.
 func (m *mover) unlimited(ctx context.Context) error {
-	one := m.serverArgs(64, 0, 1)
-	return m.trips(ctx, small, m.repetitions, map[string]*trip{
-		podd: m.podServer("small", one, m.strategy...),
-		runc: m.peerServer(runc, one), podman: m.peerServer(podman, one), criu: m.peerServer(criu, one),
-	}, podd, runc, podman, criu)
+	entries := append(m.servers(m.serverArgs(64, 0, 1), podd, runc, podman, criu),
+		entry{by: podd, work: processes, trip: m.podServer("processes", m.serverArgs(64, 0, 100), m.strategy...)})
+	if err := m.trips(ctx, small, m.repetitions, entries...); err != nil {
+		return err
+	}
+	for _, s := range desktops() {
+		if err := m.moveDesktop(ctx, s, m.repetitions); err != nil {
+			return err
+		}
+	}
+	if !m.full {
+		return nil
+	}
+	for _, size := range []int{1, 512, 2048} {
+		if err := m.trips(ctx, sized(size)+" idle", m.times(size), m.servers(m.serverArgs(size, 0, 1), podd, runc, podman, criu)...); err != nil {
+			return err
+		}
+	}
+	for _, size := range []int{1, 64, 512, 2048} {
+		work := fmt.Sprintf("%s dirtying %d MiB/s", sized(size), dirtyRate)
+		entries := append(m.servers(m.serverArgs(size, dirtyRate, 1), podd, runc), m.byStrategies(m.serverArgs(size, dirtyRate, 1))...)
+		if err := m.trips(ctx, work, m.times(size), entries...); err != nil {
+			return err
+		}
+	}
+	if err := m.trips(ctx, "64 MiB idle, each strategy", m.repetitions, m.byStrategies(m.serverArgs(64, 0, 1))...); err != nil {
+		return err
+	}
+	if err := m.trips(ctx, "10 processes, 64 MiB", m.repetitions, m.servers(m.serverArgs(64, 0, 10), podd, runc, criu)...); err != nil {
+		return err
+	}
+	if err := m.trips(ctx, "100 processes, 64 MiB, side by side", m.repetitions, m.servers(m.serverArgs(64, 0, 100), podd, runc, criu)...); err != nil {
+		return err
+	}
+	return m.moveRedis(ctx, m.times(1024))
 }
 
 // limited are those over 1 Gbit/s.
 func (m *mover) limited(ctx context.Context) error {
-	return nil
+	if err := m.trips(ctx, large, m.repetitions, m.servers(m.serverArgs(2048, 1, 1), podd)...); err != nil || !m.full {
+		return err
+	}
+	for _, size := range []int{64, 512} {
+		if err := m.trips(ctx, sized(size)+" idle, 1 Gbit/s", m.times(size), m.servers(m.serverArgs(size, 0, 1), podd, runc)...); err != nil {
+			return err
+		}
+	}
+	work := fmt.Sprintf("%s dirtying %d MiB/s, 1 Gbit/s", sized(512), dirtyRate)
+	return m.trips(ctx, work, m.times(512), append(m.servers(m.serverArgs(512, dirtyRate, 1), podd, runc), m.byStrategies(m.serverArgs(512, dirtyRate, 1))...)...)
+}
+
+// times is how often a work with so many MiB is repeated.
+func (m *mover) times(mebibytes int) int {
+	if mebibytes > 64 {
+		return min(m.repetitions, fullRepetitions)
+	}
+	return m.repetitions
+}
+
+// byStrategies are pods that are moved by each strategy in turn, if podctl can
+// be told one.
+func (m *mover) byStrategies(args []string) []entry {
+	if m.strategy == nil {
+		return nil
+	}
+	var entries []entry
+	for _, s := range []string{"stop-copy", "pre-copy", "post-copy", "checkpoint-server"} {
+		entries = append(entries, entry{by: podd + " " + s, trip: m.podServer(s, args, "--strategy", s)})
+	}
+	return entries
+}
+
+// sized writes a number of MiB as works do.
+func sized(mebibytes int) string {
+	if mebibytes >= 1024 {
+		return fmt.Sprintf("%d GiB", mebibytes/1024)
+	}
+	return fmt.Sprintf("%d MiB", mebibytes)
 }

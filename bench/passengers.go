@@ -10,6 +10,8 @@ import (
 	"podd/bench/measure"
 	"podd/bench/probe"
 	"podd/bench/workload"
+	"podd/demo"
+	"podd/e2e/workload/vncclient"
 	"podd/lab"
 )
 
@@ -91,5 +93,50 @@ func (c *counting) abandon() {
 		// It may be broken, which is why it is abandoned.
 		_ = c.probe.Close()
 		c.probe = nil
+	}
+}
+
+// viewing is the viewer of a desktop, whose picture changes 50 times a second.
+type viewing struct {
+	// settle is how long the desktop takes until all of it has started.
+	settle time.Duration
+	viewer *vncclient.Client
+}
+
+func (c *viewing) board(ctx context.Context, l *lab.Lab, address netip.Addr) error {
+	conn, err := awaitPort(ctx, l, address, demo.DesktopPort)
+	if err != nil {
+		return err
+	}
+	if c.viewer, err = vncclient.Connect(ctx, conn); err != nil {
+		return err
+	}
+	return pause(ctx, c.settle)
+}
+
+func (c *viewing) depart(ctx context.Context) error {
+	if err := c.viewer.WaitUpdates(ctx, 10); err != nil {
+		return err
+	}
+	c.viewer.ResetSilence()
+	return nil
+}
+
+func (c *viewing) arrive(ctx context.Context) (measure.Values, error) {
+	if err := pause(ctx, after); err != nil {
+		return nil, err
+	}
+	if err := c.viewer.WaitUpdates(ctx, 10); err != nil {
+		return nil, err
+	}
+	return measure.Values{silence: milliseconds(c.viewer.Stats().Silence)}, nil
+}
+
+func (c *viewing) leave(context.Context) error { return c.viewer.Err() }
+
+func (c *viewing) abandon() {
+	if c.viewer != nil {
+		_ = c.viewer.Close() // it may be broken, which is why it is abandoned
+		c.viewer = nil
 	}
 }

@@ -115,19 +115,27 @@ func (t *trip) end(ctx context.Context) error {
 	return errors.Join(err, t.abort(ctx))
 }
 
+// entry is a trip in a work: by whom, and for what if it is another work than
+// that of the others.
+type entry struct {
+	by   string
+	trip *trip
+	work string
+}
+
 // trips does a work by several contenders that each move a thing of their own.
-func (b *bench) trips(ctx context.Context, work string, repetitions int, all map[string]*trip, order ...string) error {
+func (b *bench) trips(ctx context.Context, work string, repetitions int, entries ...entry) error {
 	var contenders []measure.Contender
-	for _, name := range order {
-		contenders = append(contenders, measure.Contender{Name: name, Once: all[name].once})
+	for _, e := range entries {
+		contenders = append(contenders, measure.Contender{Name: e.by, Work: e.work, Once: e.trip.once})
 	}
 	err := b.workTimes(ctx, work, repetitions, contenders...)
-	for _, name := range order {
-		if endErr := all[name].end(ctx); endErr != nil {
+	for _, e := range entries {
+		if endErr := e.trip.end(ctx); endErr != nil {
 			if ctx.Err() == nil {
-				b.record.Fail(measure.Failure{Work: work, Contender: name, Reason: "after all: " + endErr.Error()})
+				b.record.Fail(measure.Failure{Work: work, Contender: e.by, Reason: "after all: " + endErr.Error()})
 			}
-			b.log.Warn("ending a work", "work", work, "by", name, "error", endErr)
+			b.log.Warn("ending a work", "work", work, "by", e.by, "error", endErr)
 		}
 	}
 	return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -91,8 +92,11 @@ type byPeer struct {
 	link   *peer.Link
 	number int
 	name   string
-	// make returns what moves over a link.
-	make func(*peer.Link) container
+	// make returns what moves over a link, root is its root file system.
+	make func(k *peer.Link, root hostRoot) container
+	// onHost is true when that is the machine's own, below a writable layer.
+	onHost bool
+	root   hostRoot
 	container
 }
 
@@ -108,7 +112,12 @@ func (v *byPeer) start(ctx context.Context) (netip.Addr, error) {
 	if v.link, err = peer.NewLink(v.bench.lab, v.name, v.number, sides); err != nil {
 		return netip.Addr{}, err
 	}
-	v.container = v.make(v.link)
+	if v.onHost {
+		if v.root, err = mountHostRoot(filepath.Join(v.bench.dir, "root-"+v.name)); err != nil {
+			return netip.Addr{}, err
+		}
+	}
+	v.container = v.make(v.link, v.root)
 	return v.link.Address, v.Start(ctx)
 }
 
@@ -128,6 +137,9 @@ func (v *byPeer) stop(ctx context.Context) error {
 	if v.link != nil {
 		errs = append(errs, v.link.Close())
 		v.link = nil
+	}
+	if v.onHost {
+		errs = append(errs, v.root.unmount())
 	}
 	return errors.Join(errs...)
 }

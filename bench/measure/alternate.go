@@ -12,6 +12,9 @@ type Values map[string]float64
 // Contender is one way of doing a work.
 type Contender struct {
 	Name string
+	// Work is what its figures are noted under where it does not do the same
+	// work as the others, such as a larger one.
+	Work string
 	// Once does the work once and returns what it measured. It leaves things
 	// so that it can be called again, also after an error.
 	Once func(ctx context.Context) (Values, error)
@@ -30,22 +33,26 @@ const maxFailures = 3
 // things up and is not recorded. Failures are recorded; the error is only that
 // ctx has ended.
 func Alternate(ctx context.Context, r *Record, work string, repetitions int, contenders []Contender, progress func(string)) error {
-	failures := map[string]int{}
+	failures := make([]int, len(contenders))
 	for round := range repetitions + 1 {
-		for _, c := range contenders {
-			if failures[c.Name] >= maxFailures {
+		for i, c := range contenders {
+			if failures[i] >= maxFailures {
 				continue
+			}
+			work := work
+			if c.Work != "" {
+				work = c.Work
 			}
 			values, err := c.Once(ctx)
 			if ctx.Err() != nil {
 				return fmt.Errorf("measuring %s by %s: %w", work, c.Name, context.Cause(ctx))
 			}
 			if err != nil {
-				failures[c.Name]++
+				failures[i]++
 				if errors.Is(err, ErrImpossible) {
-					failures[c.Name] = maxFailures
+					failures[i] = maxFailures
 				}
-				r.Fail(Failure{Work: work, Contender: c.Name, Reason: err.Error(), Final: failures[c.Name] >= maxFailures})
+				r.Fail(Failure{Work: work, Contender: c.Name, Reason: err.Error(), Final: failures[i] >= maxFailures})
 				progress(fmt.Sprintf("%s, %s: %v", work, c.Name, err))
 				continue
 			}

@@ -52,7 +52,7 @@ func TestAlternate(t *testing.T) {
 	var order []string
 	counting := func(name string) Contender {
 		n := 0.0
-		return Contender{name, func(context.Context) (Values, error) {
+		return Contender{Name: name, Once: func(context.Context) (Values, error) {
 			order = append(order, name)
 			n++
 			return Values{"n": n}, nil
@@ -75,7 +75,7 @@ func TestAlternate(t *testing.T) {
 func TestAlternateGivesUp(t *testing.T) {
 	calls := map[string]int{}
 	failing := func(name string, err error) Contender {
-		return Contender{name, func(context.Context) (Values, error) { calls[name]++; return nil, err }}
+		return Contender{Name: name, Once: func(context.Context) (Values, error) { calls[name]++; return nil, err }}
 	}
 	var r Record
 	err := Alternate(t.Context(), &r, "fail", 10, []Contender{
@@ -101,7 +101,7 @@ func TestAlternateGivesUp(t *testing.T) {
 func TestAlternateEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var r Record
-	err := Alternate(ctx, &r, "work", 10, []Contender{{"a", func(context.Context) (Values, error) {
+	err := Alternate(ctx, &r, "work", 10, []Contender{{Name: "a", Once: func(context.Context) (Values, error) {
 		cancel()
 		return nil, errors.New("interrupted")
 	}}}, func(string) {})
