@@ -160,6 +160,11 @@ func (b *bench) finish() (missed int, err error) {
 			return 0, err
 		}
 	}
+	if b.doc != "" {
+		if err := b.report.Embed(b.doc); err != nil {
+			return 0, err
+		}
+	}
 	return b.report.Missed(), nil
 }
 

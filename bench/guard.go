@@ -9,7 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"slices"
 	"syscall"
 	"time"
 
@@ -85,19 +85,28 @@ func guard(dir string) error {
 	return errors.Join(append(errs, os.RemoveAll(dir))...)
 }
 
-// unmountBeneath unmounts everything in dir, the latest mounts first.
+// unmountBeneath unmounts everything in dir, the latest mounts first. It fails
+// when anything is left: what is beneath a mount may be anybody's.
 func unmountBeneath(dir string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return fmt.Errorf("looking for mounts in %s: %w", dir, err)
+	beneath := func() ([]*mountinfo.Info, error) {
+		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+		if err != nil {
+			return nil, fmt.Errorf("looking for mounts in %s: %w", dir, err)
+		}
+		return mounts, nil
 	}
-	var errs []error
-	for i := len(mounts) - 1; i >= 0; i-- {
-		if m := mounts[i].Mountpoint; strings.HasPrefix(m, dir+"/") {
-			if err := unix.Unmount(m, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-				errs = append(errs, fmt.Errorf("unmounting %s: %w", m, err))
-			}
+	mounts, err := beneath()
+	if err != nil {
+		return err
+	}
+	for _, m := range slices.Backward(mounts) {
+		err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("unmounting %s: %w", m.Mountpoint, err)
 		}
 	}
-	return errors.Join(errs...)
+	if mounts, err = beneath(); err == nil && len(mounts) > 0 {
+		err = fmt.Errorf("%s is still mounted", mounts[0].Mountpoint)
+	}
+	return err
 }

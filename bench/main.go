@@ -60,6 +60,7 @@ type options struct {
 	works       *regexp.Regexp
 	contenders  *regexp.Regexp
 	out         string
+	doc         string
 	bin         string
 	strict      bool
 }
@@ -97,6 +98,7 @@ func parse(args []string) ([]part, options, error) {
 	f.IntVar(&o.repetitions, "repetitions", 15, "how often everything is measured")
 	f.BoolVar(&o.full, "full", false, "measure also what takes long")
 	f.StringVar(&o.out, "out", "docs/bench", "`directory` for JSON and pictures")
+	f.StringVar(&o.doc, "doc", "", "write the tables also into this `file`, between its marks")
 	f.StringVar(&o.bin, "bin", "bin", "`directory` of podd, podproxy, podctl, podinit and peers/runc")
 	f.BoolVar(&o.strict, "strict", false, "fail when a bar is missed")
 	works := f.String("work", "", "measure only works that match `regexp`")

@@ -55,6 +55,7 @@ func runMove(ctx context.Context, b *bench) error {
 		return err
 	}
 	b.moveFigures()
+	b.moveCharts()
 	m := &mover{bench: b, root: filepath.Join(b.dir, "root"), images: filepath.Join(b.dir, "images")}
 	for _, dir := range []string{m.root, m.images} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -110,6 +111,28 @@ func (b *bench) moveFigures() {
 	b.bar(report.Bar{Name: "silence, full desktop: podd / runc", Of: key(fullDesktop, podd, silence), Against: key(fullDesktop, runc, silence), Limit: 0.12})
 	b.bar(report.Bar{Name: "freeze to resume, 64 MiB: podd / raw CRIU", Of: key(small, podd, freeze), Against: key(small, criu, freeze), Limit: 0.7})
 	b.bar(report.Bar{Name: "bytes sent, 2 GiB mostly idle / resident", Of: key(large, podd, sent), Against: key(large, podd, resident), Limit: 1.15})
+}
+
+// moveCharts registers the pictures.
+func (b *bench) moveCharts() {
+	by := []string{podd, runc, podman, criu}
+	b.chart(report.Chart{
+		File: "move-silence", Title: "Longest silence on a live connection during a move", Figure: silence, LogY: true,
+		Works: []string{small, processes, desktop, fullDesktop, large}, Contenders: by,
+	})
+	b.chart(report.Chart{
+		File: "move-freeze", Title: "Longest time that a server did not run", Figure: freeze, LogY: true,
+		Works: []string{small, processes, large}, Contenders: by,
+	})
+	b.chart(report.Chart{
+		File: "move-memory", Title: "Longest silence of an idle server by its memory", Figure: silence, LogX: true, LogY: true,
+		Works: []string{"1 MiB idle", small, "512 MiB idle", "2 GiB idle"}, X: []float64{1, 64, 512, 2048}, XLabel: "memory [MiB]", Contenders: by,
+	})
+	b.chart(report.Chart{
+		File: "move-dirtying", Title: "Longest silence of a server that writes 50 MiB a second", Figure: silence, LogX: true, LogY: true,
+		Works: []string{dirtying(1), dirtying(64), dirtying(512), dirtying(2048)}, X: []float64{1, 64, 512, 2048}, XLabel: "memory [MiB]",
+		Contenders: append(by, podd+" stop-copy", podd+" pre-copy", podd+" post-copy"),
+	})
 }
 
 // serverArgs are the server's arguments.
@@ -182,9 +205,8 @@ func (m *mover) unlimited(ctx context.Context) error {
 		}
 	}
 	for _, size := range []int{1, 64, 512, 2048} {
-		work := fmt.Sprintf("%s dirtying %d MiB/s", sized(size), dirtyRate)
 		entries := append(m.servers(m.serverArgs(size, dirtyRate, 1), podd, runc), m.byStrategies(m.serverArgs(size, dirtyRate, 1))...)
-		if err := m.trips(ctx, work, m.times(size), entries...); err != nil {
+		if err := m.trips(ctx, dirtying(size), m.times(size), entries...); err != nil {
 			return err
 		}
 	}
@@ -210,8 +232,7 @@ func (m *mover) limited(ctx context.Context) error {
 			return err
 		}
 	}
-	work := fmt.Sprintf("%s dirtying %d MiB/s, 1 Gbit/s", sized(512), dirtyRate)
-	return m.trips(ctx, work, m.times(512), append(m.servers(m.serverArgs(512, dirtyRate, 1), podd, runc), m.byStrategies(m.serverArgs(512, dirtyRate, 1))...)...)
+	return m.trips(ctx, dirtying(512)+", 1 Gbit/s", m.times(512), append(m.servers(m.serverArgs(512, dirtyRate, 1), podd, runc), m.byStrategies(m.serverArgs(512, dirtyRate, 1))...)...)
 }
 
 // times is how often a work with so many MiB is repeated.
@@ -233,6 +254,11 @@ func (m *mover) byStrategies(args []string) []entry {
 		entries = append(entries, entry{by: podd + " " + s, trip: m.podServer(s, args, "--strategy", s)})
 	}
 	return entries
+}
+
+// dirtying names the work of a server that changes its memory.
+func dirtying(mebibytes int) string {
+	return fmt.Sprintf("%s dirtying %d MiB/s", sized(mebibytes), dirtyRate)
 }
 
 // sized writes a number of MiB as works do.

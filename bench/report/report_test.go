@@ -129,3 +129,26 @@ func TestFormat(t *testing.T) {
 		}
 	}
 }
+
+func TestEmbed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "doc.md")
+	const text = "# Title\n<!-- figures of sample -->\nold\n<!-- end of sample -->\nrest\n"
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time it finds what it wrote
+		if err := sample(t).Embed(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := string(got); strings.Contains(s, "old") || strings.Count(s, "| work |") != 1 || !strings.HasPrefix(s, "# Title\n") || !strings.HasSuffix(s, "-->\nrest\n") {
+		t.Errorf("the file is now\n%s", s)
+	}
+	if err := (&Report{Part: "other"}).Embed(path); err == nil {
+		t.Error("no error for a part that the file doesn't have")
+	}
+}
