@@ -140,7 +140,9 @@ func runPart(ctx context.Context, p part, o options) (missed int, err error) {
 		b.log.Warn("the lab could not be taken down; it is tried again in the end", "error", downErr)
 	}
 	if err != nil {
-		return 0, err
+		// Nothing is written of half a run, but what there is can be looked at.
+		b.report.Fill(&b.record, b.bars)
+		return 0, errors.Join(err, b.report.WriteTable(os.Stdout))
 	}
 	b.report.Seconds = time.Since(begin).Round(time.Second).Seconds()
 	return b.finish()

@@ -56,15 +56,22 @@ type trip struct {
 	started bool
 }
 
+// errStays means that what should have been moved has not been, and goes on
+// where it was, with its client.
+var errStays = errors.New("it was not moved")
+
 // tripTimeout bounds one move with everything around it.
 const tripTimeout = 2 * time.Minute
 
 // once is measure.Contender's Once. After an error it begins anew with the next
-// call.
+// call, unless all is as before.
 func (t *trip) once(ctx context.Context) (measure.Values, error) {
 	bounded, cancel := context.WithTimeout(ctx, tripTimeout)
 	defer cancel()
 	values, err := t.measure(bounded)
+	if errors.Is(err, errStays) && t.started {
+		return nil, err
+	}
 	if err != nil {
 		return nil, errors.Join(err, t.abort(ctx))
 	}
@@ -86,12 +93,16 @@ func (t *trip) measure(ctx context.Context) (measure.Values, error) {
 		return nil, fmt.Errorf("before the move: %w", err)
 	}
 	values, err := t.move(ctx)
-	if err != nil {
+	if err != nil && !errors.Is(err, errStays) {
 		return nil, fmt.Errorf("moving: %w", err)
 	}
-	seen, err := t.arrive(ctx)
+	seen, arriveErr := t.arrive(ctx)
+	if arriveErr != nil {
+		t.started = false
+		return nil, errors.Join(err, fmt.Errorf("after the move: %w", arriveErr))
+	}
 	if err != nil {
-		return nil, fmt.Errorf("after the move: %w", err)
+		return nil, fmt.Errorf("moving: %w", err)
 	}
 	maps.Copy(values, seen)
 	return values, nil

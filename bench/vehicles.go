@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -46,7 +47,7 @@ func (v *byPodd) move(ctx context.Context) (measure.Values, error) {
 		return nil, err
 	}
 	var m moveView
-	if err := v.podctlJSON(ctx, &m, "move", append(append([]string{}, v.flags...), v.name, to)...); err != nil {
+	if err := v.carryOut(ctx, &m, to); err != nil {
 		return nil, err
 	}
 	if m.State != pod.MoveDone || m.Receipt == nil {
@@ -60,6 +61,27 @@ func (v *byPodd) move(ctx context.Context) (measure.Values, error) {
 	return measure.Values{
 		excision: m.Receipt.ExcisionMs, insertion: m.Receipt.InsertionMs, total: m.Receipt.TotalMs, sent: float64(after - before),
 	}, nil
+}
+
+// carryOut moves the pod. A pod that can't be moved at the moment, because one
+// of its processes waits for the disk, is asked for again.
+func (v *byPodd) carryOut(ctx context.Context, m *moveView, to string) error {
+	const attempts, between = 20, 500 * time.Millisecond
+	for n := 1; ; n++ {
+		err := v.podctlJSON(ctx, m, "move", append(append([]string{}, v.flags...), v.name, to)...)
+		switch {
+		case err == nil:
+			return nil
+		case strings.Contains(err.Error(), "can't be moved now") && n < attempts:
+			if err := pause(ctx, between); err != nil {
+				return err
+			}
+		case strings.Contains(err.Error(), "goes on running on "+sides[v.side]):
+			return fmt.Errorf("%w: %w", errStays, err)
+		default:
+			return err
+		}
+	}
 }
 
 func (v *byPodd) stop(ctx context.Context) error {
@@ -123,6 +145,9 @@ func (v *byPeer) start(ctx context.Context) (netip.Addr, error) {
 
 func (v *byPeer) move(ctx context.Context) (measure.Values, error) {
 	t, err := v.Move(ctx)
+	if errors.Is(err, peer.ErrNotDumped) {
+		err = fmt.Errorf("%w: %w", errStays, err)
+	}
 	return measure.Values{
 		excision: milliseconds(t.Checkpoint + t.Copy), insertion: milliseconds(t.Restore), total: milliseconds(t.Total()), sent: float64(t.Bytes),
 	}, err

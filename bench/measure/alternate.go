@@ -24,8 +24,8 @@ type Contender struct {
 // not asked again.
 var ErrImpossible = errors.New("not possible here")
 
-// maxFailures is how many repetitions of a contender may fail before it is
-// given up for the work.
+// maxFailures is how many repetitions of a contender may fail in a row before
+// it is given up for the work.
 const maxFailures = 3
 
 // Alternate does a work so many times by each contender, in turns: what
@@ -56,6 +56,7 @@ func Alternate(ctx context.Context, r *Record, work string, repetitions int, con
 				progress(fmt.Sprintf("%s, %s: %v", work, c.Name, err))
 				continue
 			}
+			failures[i] = 0
 			if round == 0 {
 				continue
 			}

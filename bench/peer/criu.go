@@ -46,7 +46,8 @@ func (c *CRIU) Start(context.Context) error {
 	return cmd.Process.Release() // CRIU will kill it, and reap waits for it
 }
 
-// Cycle dumps and restores the tree.
+// Cycle dumps and restores the tree. After an error other than ErrNotDumped it
+// has to be stopped.
 func (c *CRIU) Cycle(ctx context.Context) (t Times, err error) {
 	if err := remake(c.Images); err != nil {
 		return t, err
@@ -57,7 +58,7 @@ func (c *CRIU) Cycle(ctx context.Context) (t Times, err error) {
 	begin := time.Now()
 	err = run(ctx, c.inside("criu", "dump", "--tree", strconv.Itoa(c.pids[0]), "--images-dir", c.Images, "--tcp-established", "--log-file", "dump.log")...)
 	if err != nil {
-		return t, errorOf(err, filepath.Join(c.Images, "dump.log"))
+		return t, fmt.Errorf("%w: %w", ErrNotDumped, errorOf(err, filepath.Join(c.Images, "dump.log")))
 	}
 	// The numbers must be free for those that are restored.
 	for _, pid := range c.pids {

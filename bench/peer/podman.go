@@ -98,8 +98,8 @@ func (p *Podman) load(ctx context.Context) error {
 	return nil
 }
 
-// Move moves the container to the other host. After an error it has to be
-// stopped.
+// Move moves the container to the other host. After an error other than
+// ErrNotDumped it has to be stopped.
 func (p *Podman) Move(ctx context.Context) (t Times, err error) {
 	from, to := p.side, 1-p.side
 	var exported [2]string
@@ -116,7 +116,7 @@ func (p *Podman) Move(ctx context.Context) (t Times, err error) {
 	}
 	begin := time.Now()
 	if err := run(ctx, p.command(from, "container", "checkpoint", "--export", exported[from], "--compress", "none", "--tcp-established", "--file-locks", p.Container.Name)...); err != nil {
-		return t, errorOf(err, p.log(ctx, from, "dump.log"))
+		return t, fmt.Errorf("%w: %w", ErrNotDumped, errorOf(err, p.log(ctx, from, "dump.log")))
 	}
 	dumped := time.Now()
 	t.Checkpoint = dumped.Sub(begin)

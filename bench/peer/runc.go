@@ -35,6 +35,10 @@ type Container struct {
 	CRIU string
 }
 
+// ErrNotDumped means that the first step of a move has failed, and that what
+// was to be moved goes on where it was.
+var ErrNotDumped = errors.New("the checkpoint failed")
+
 // Times is what a move took, step by step.
 type Times struct {
 	Checkpoint, Copy, Restore time.Duration
@@ -155,8 +159,8 @@ func filter() *specs.LinuxSeccomp {
 	}
 }
 
-// Move moves the container to the other host. After an error it has to be
-// stopped.
+// Move moves the container to the other host. After an error other than
+// ErrNotDumped it has to be stopped.
 func (r *Runc) Move(ctx context.Context) (Times, error) {
 	var t Times
 	from, to := r.side, 1-r.side
@@ -169,7 +173,7 @@ func (r *Runc) Move(ctx context.Context) (Times, error) {
 	err := run(ctx, r.command(from, "checkpoint", "--tcp-established", "--file-locks", "--link-remap",
 		"--image-path", r.images(from), "--work-path", r.dir(from, "work"), r.Container.Name)...)
 	if err != nil {
-		return t, errorOf(err, filepath.Join(r.dir(from, "work"), "dump.log"))
+		return t, fmt.Errorf("%w: %w", ErrNotDumped, errorOf(err, filepath.Join(r.dir(from, "work"), "dump.log")))
 	}
 	dumped := time.Now()
 	t.Checkpoint = dumped.Sub(begin)
