@@ -18,7 +18,7 @@ import (
 )
 
 // parts are the parts of the benchmark, in the order they run.
-var parts = []part{movePart}
+var parts = []part{movePart, createPart, pathPart}
 
 // part is one part of the benchmark.
 type part struct {
@@ -33,6 +33,13 @@ func main() {
 	if dir := os.Getenv(guardVariable); dir != "" {
 		if err := guard(dir); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if credentials := os.Getenv(fillerVariable); credentials != "" {
+		if err := fill(credentials); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: filler:", err)
 			os.Exit(1)
 		}
 		return
