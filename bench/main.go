@@ -18,7 +18,7 @@ import (
 )
 
 // parts are the parts of the benchmark, in the order they run.
-var parts = []part{movePart, createPart, pathPart}
+var parts = []part{movePart, createPart, pathPart, thesisPart}
 
 // part is one part of the benchmark.
 type part struct {

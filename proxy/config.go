@@ -62,9 +62,12 @@ type Config struct {
 	// LogLevel is debug, info, warn or error; LogFormat text or json.
 	LogLevel  string `toml:"log-level"`
 	LogFormat string `toml:"log-format"`
-	// HoldLimit bounds a hold, ResyncInterval is the time between two looks at
-	// the kernel. They are for tests; 0 means 30 seconds and a minute.
-	HoldLimit, ResyncInterval time.Duration `toml:"-"`
+	// HoldLimit is for how long a moving pod's packets are queued at most; 0s
+	// means that they never are, and get lost.
+	HoldLimit string `toml:"hold-limit"`
+	// ResyncInterval is the time between two looks at the kernel. It is for
+	// tests; 0 means a minute.
+	ResyncInterval time.Duration `toml:"-"`
 }
 
 // DefaultConfig is the configuration where nothing is said.
@@ -73,6 +76,7 @@ func DefaultConfig() Config {
 		StateDir:            "/var/lib/podproxy",
 		RunDir:              "/run/podproxy",
 		CertificateLifetime: "168h",
+		HoldLimit:           "30s",
 		PublicPrefix:        "198.18.0.0/16",
 		VirtualPrefix:       "100.64.0.0/16",
 		Zone:                "pods.internal",
@@ -96,6 +100,7 @@ type settings struct {
 	dnsListen []netip.AddrPort
 	upstreams []netip.AddrPort
 	lifetime  time.Duration // of certificates
+	holdLimit time.Duration
 }
 
 func (c Config) settings() (settings, error) {
@@ -122,6 +127,9 @@ func (c Config) settings() (settings, error) {
 	}
 	if s.lifetime, err = daemon.CertificateLifetime(s.CertificateLifetime); err != nil {
 		return s, err
+	}
+	if s.holdLimit, err = time.ParseDuration(s.HoldLimit); err != nil || s.holdLimit < 0 {
+		return s, fmt.Errorf("%w: hold-limit %q: want a time such as 30s", pod.ErrInvalid, s.HoldLimit)
 	}
 	if err := s.parseCluster(); err != nil {
 		return s, err

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
@@ -168,7 +167,7 @@ func TestKilledWhileHolding(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := newApartSite(t, 2, func(config *Config) {
 				if c.decided == pod.MoveRunning {
-					config.HoldLimit = 500 * time.Millisecond
+					config.HoldLimit = "500ms"
 				}
 			})
 			p := s.run("alice", 0)

@@ -102,9 +102,7 @@ func Run(ctx context.Context, config Config) error {
 		return err
 	}
 	p.reconciler = newReconciler(path, &p.view, p.metrics, p.log)
-	if p.HoldLimit > 0 {
-		p.reconciler.limit = p.HoldLimit
-	}
+	p.reconciler.limit = p.holdLimit
 	if p.ResyncInterval > 0 {
 		p.reconciler.interval, p.reconciler.resync = p.ResyncInterval, time.Now().Add(p.ResyncInterval)
 	}

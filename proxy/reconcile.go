@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	// holdLimit bounds how long a pod's packets are queued. It is counted from
-	// when this process first saw the hold, so each restart begins it anew.
+	// holdLimit bounds how long a pod's packets are queued, unless podproxy is
+	// told otherwise. It is counted from when this process first saw the hold,
+	// so each restart begins it anew.
 	holdLimit = 30 * time.Second
 	// retryInterval is the pause after a failure of the data path.
 	retryInterval = time.Second

@@ -90,6 +90,7 @@ func flags() []cli.Flag {
 		&cli.StringFlag{Name: "zone", Usage: "the DNS `ZONE` of the pods' names", Value: d.Zone},
 		&cli.StringFlag{Name: "dns-listen", Usage: "answer clients' DNS queries at `ADDRESS:PORT` (default: port 53 at --address)"},
 		&cli.StringSliceFlag{Name: "dns-upstream", Usage: "ask the name server at `ADDRESS[:PORT]` for the names that are not ours, for pods; may be repeated"},
+		&cli.StringFlag{Name: "hold-limit", Usage: "queue a moving pod's packets for `DURATION` at most; 0s lets them get lost", Value: d.HoldLimit},
 		&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error", Value: d.LogLevel},
 		&cli.StringFlag{Name: "log-format", Usage: "text or json", Value: d.LogFormat},
 	}
@@ -118,7 +119,7 @@ func config(c *cli.Context) (proxy.Config, error) {
 		"state-dir": &config.StateDir, "run-dir": &config.RunDir, "directory": &config.Directory,
 		"public-prefix": &config.PublicPrefix, "virtual-prefix": &config.VirtualPrefix, "zone": &config.Zone,
 		"directory-ca": &config.DirectoryCA, "directory-cert": &config.DirectoryCert, "directory-key": &config.DirectoryKey,
-		"certificate-lifetime": &config.CertificateLifetime, "join": &config.Join,
+		"certificate-lifetime": &config.CertificateLifetime, "hold-limit": &config.HoldLimit, "join": &config.Join,
 		"dns-listen": &config.DNSListen, "log-level": &config.LogLevel, "log-format": &config.LogFormat,
 	}
 	for _, c := range contexts {

@@ -180,11 +180,14 @@ int main(int argc, char **argv) {
 	int port = 7000, option;
 	double mebibytes = 1, rate = 0;
 	long processes = 1;
-	while ((option = getopt(argc, argv, "p:m:d:n:")) != -1) switch (option) {
+	int same = 0, copies = 0; // all processes have all memory: one and the same, or a copy each
+	while ((option = getopt(argc, argv, "p:m:d:n:sc")) != -1) switch (option) {
 		case 'p': port = atoi(optarg); break;
 		case 'm': mebibytes = atof(optarg); break;
 		case 'd': rate = atof(optarg) * 1048576; break;
 		case 'n': processes = atol(optarg); break;
+		case 's': same = 1; break;
+		case 'c': copies = 1; break;
 		default: return 2;
 	}
 	signal(SIGPIPE, SIG_IGN);
@@ -193,23 +196,25 @@ int main(int argc, char **argv) {
 	for (int fd = 0; null >= 0 && fd <= 2; fd++) dup2(null, fd);
 	close_range(3, ~0U, 0);
 
-	pages = mebibytes * 1048576 / page_bytes / processes;
+	pages = mebibytes * 1048576 / page_bytes / (same || copies ? 1 : processes);
 	shared = mmap(NULL, page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	memory = mmap(NULL, pages * page_bytes + page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	memory = mmap(NULL, pages * page_bytes + page_bytes, PROT_READ | PROT_WRITE, (same ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
 	children = calloc(processes, sizeof *children);
 	if (shared == MAP_FAILED || memory == MAP_FAILED || !children) die("memory");
+	for (uint64_t p = 0; same && p < pages; p++) fill(p, 0);
 	for (long i = 1; i < processes; i++) {
 		pid_t pid = fork();
 		if (pid < 0) die("fork");
 		if (pid == 0) {
-			first_page = i * pages;
-			for (uint64_t p = 0; p < pages; p++) fill(p, 0);
+			if (!same && !copies) first_page = i * pages;
+			for (uint64_t p = 0; !same && p < pages; p++) fill(p, 0);
+			if (same) check(); // maps it
 			__sync_fetch_and_add(&shared->answered, 1);
 			child();
 		}
 		children[n_children++] = pid;
 	}
-	for (uint64_t p = 0; p < pages; p++) fill(p, 0);
+	for (uint64_t p = 0; !same && p < pages; p++) fill(p, 0);
 	while (shared->answered < n_children) usleep(1000);
 
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), one = 1;
