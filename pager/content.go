@@ -432,6 +432,9 @@ func (c *content) blank(slot, pages uint64) {
 func (c *content) same(slot, pages uint64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if w := slot / windowPages; !c.touched[w] && c.table[w*windowEntry+4] == stateZero {
+		return nil
+	}
 	for s := slot; s < slot+pages; s++ {
 		switch c.states[s] {
 		case stateCandidate:
