@@ -5,6 +5,7 @@ package pager
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,44 +30,59 @@ func everything(c *sourceConn) {
 	c.say(pagesync.Frame{Kind: pagesync.KindDone})
 }
 
-// TestMeasure is no test of speed: it says what was measured.
-func TestMeasure(t *testing.T) {
+// BenchmarkFill fills 512 MiB that are on this host: how fast with nobody waiting,
+// and how long who touches it waits meanwhile, by the pod's own clock.
+func BenchmarkFill(b *testing.B) {
 	const pages = 1 << 17
-	for _, c := range []struct {
-		name string
-		env  []string
-	}{
-		{"nothing is touched", nil},
-		{"at random", []string{"POD_MEASURE=4000"}},
-		{"in order", []string{"POD_MEASURE=131072", "POD_IN_ORDER=1"}},
+	for name, env := range map[string][]string{
+		"untouched": nil,
+		"random":    {"POD_MEASURE=4000"},
+		"in order":  {"POD_MEASURE=131072", "POD_IN_ORDER=1"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			s := newTestSource(t, 1)
-			pod := startPod(t, podOptions{seed: 1, pid: 5, regions: 1, pages: pages, env: append([]string{"POD_MEASURE=1"}, c.env...)})
-			s.regions, s.serve = pod.regions, everything
-			p := startPager(t, s.options(t, ""))
-			must(t, p.Attach(t.Context(), pod.pid, pod.uffd))
-			pod.uffd.Close()
-			began := time.Now()
-			must(t, p.Verify(bounded(t, 30*time.Second), true))
-			stored := time.Since(began)
-			began = time.Now()
-			if c.env != nil {
-				pod.start(t)
+		b.Run(name, func(b *testing.B) {
+			var filling, cpu time.Duration
+			for b.Loop() {
+				b.StopTimer()
+				s := newTestSource(b, 1)
+				pod := startPod(b, podOptions{seed: 1, pid: 5, regions: 1, pages: pages, env: append([]string{"POD_MEASURE=1"}, env...)})
+				s.regions, s.serve = pod.regions, everything
+				p := startPager(b, s.options(b, ""))
+				must(b, p.Attach(b.Context(), pod.pid, pod.uffd))
+				pod.uffd.Close()
+				must(b, p.Verify(bounded(b, 30*time.Second), true))
+				b.StartTimer()
+				began := time.Now()
+				if env != nil {
+					pod.start(b)
+				}
+				must(b, p.Run())
+				must(b, p.Wait(bounded(b, 30*time.Second)))
+				filling += time.Since(began)
+				b.StopTimer()
+				if env == nil {
+					pod.start(b)
+				}
+				pod.finish(b, time.Minute)
+				cpu += threadTimeOf(b, p)
+				status := p.Status()
+				b.Logf("%d faults, worst %v; %s", status.Faults, status.WorstFault, pod.said())
+				b.StartTimer()
 			}
-			must(t, p.Run())
-			must(t, p.Wait(bounded(t, 30*time.Second)))
-			took := time.Since(began)
-			if c.env == nil {
-				pod.start(t)
-			}
-			pod.finish(t, time.Minute)
-			status := p.Status()
-			t.Logf("stored %d MiB at %.1f GB/s, filled %d MiB at %.2f GB/s; %d faults, worst %v", pages*pageSize>>20,
-				pages*pageSize/stored.Seconds()/1e9, status.Filled>>20, float64(status.Filled)/took.Seconds()/1e9, status.Faults, status.WorstFault)
-			b, err := os.ReadFile(filepath.Join(p.o.Dir, logName))
-			must(t, err)
-			t.Logf("%s%s", pod.said(), b)
+			n := float64(b.N) * pages * pageSize / 1e9
+			b.ReportMetric(n/filling.Seconds(), "GB/s")
+			b.ReportMetric(n/cpu.Seconds(), "GB/cpu-s")
 		})
 	}
+}
+
+// threadTimeOf is what the pager's thread has used, by its log.
+func threadTimeOf(b *testing.B, p *Pager) time.Duration {
+	b.Helper()
+	log, err := os.ReadFile(filepath.Join(p.o.Dir, logName))
+	must(b, err)
+	_, after, _ := strings.Cut(string(log), "cpu=")
+	word, _, _ := strings.Cut(after, "\n")
+	d, err := time.ParseDuration(word)
+	must(b, err)
+	return d
 }

@@ -11,7 +11,7 @@ import (
 	"podd/pagesync"
 )
 
-func bounded(t *testing.T, limit time.Duration) context.Context {
+func bounded(t testing.TB, limit time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
 	return ctx

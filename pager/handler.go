@@ -29,6 +29,8 @@ const (
 	// spins is how often a fault is tried again at once while the process changes
 	// its mappings, before that is done once per millisecond.
 	spins = 64
+	// maxReads is how often a space may be read before others get their turn.
+	maxReads = 8
 	// calmTries is how often it is looked at once whether a process has gone on
 	// after an event.
 	calmTries = 64
@@ -228,6 +230,10 @@ func (h *handler) sortSpaces() {
 
 // end ends a space, whose process is gone or has everything.
 func (h *handler) end(s *space) error {
+	if s.reading {
+		s.ended = true // when all of its messages were obeyed: a child may be among them
+		return nil
+	}
 	delete(h.spaces, s.id)
 	h.sortSpaces()
 	if err := s.end(); err != nil {
@@ -287,26 +293,27 @@ func (h *handler) newSpace(pid, fd int, fill func(*space) error) (*space, error)
 
 // read reads and obeys what a space has to say.
 func (h *handler) read(s *space) error {
-	for {
+	for range maxReads {
 		n, err := h.journal.read(s)
 		if err != nil {
 			return fmt.Errorf("reading events of process %d: %w", s.pid, err)
 		}
-		h.started = now()
+		h.started, s.reading = now(), true
 		for i := range n {
 			if err := h.obey(s, &h.journal.messages[i]); err != nil {
 				return err
 			}
 			h.journal.done(i)
-			if h.spaces[s.id] != s {
-				clear(h.journal.messages) // the process is gone
-				return nil
-			}
+		}
+		s.reading = false
+		if s.ended {
+			return h.end(s)
 		}
 		if n < messagesAtOnce {
 			return nil
 		}
 	}
+	return nil
 }
 
 // obey does what a message asks for. What is not a fault may be obeyed twice.
@@ -314,6 +321,9 @@ func (h *handler) obey(s *space, m *message) error {
 	start, end := m.first(), m.second()
 	switch m.event() {
 	case eventPagefault:
+		if s.ended {
+			return nil
+		}
 		h.faults.Add(1)
 		return h.fault(s, late{m.fault(), h.started})
 	case eventFork:
@@ -344,7 +354,7 @@ func (h *handler) obey(s *space, m *message) error {
 			delete(s.waiting, address)
 		}
 	}
-	if err := s.uffd.wake(start, end-start); err != nil && err != unix.EINVAL {
+	if err := s.uffd.wake(start, end-start); err != nil && err != unix.EINVAL { // beyond what can be mapped
 		return fmt.Errorf("waking process %d: %w", s.pid, err)
 	}
 	return nil
@@ -424,107 +434,6 @@ func now() int64 {
 	var t unix.Timespec
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) // can't fail
 	return t.Nano()
-}
-
-// recover takes over from a pager that died. The spaces' userfaultfds are taken
-// from its keeper.
-func (h *handler) recover(generation int, keeper process) error {
-	names, err := filepath.Glob(filepath.Join(h.dir, "space-*"))
-	if err != nil {
-		return fmt.Errorf("looking for spaces: %w", err)
-	}
-	spaces := map[int]*space{}
-	for _, name := range names {
-		var id int
-		if _, err := fmt.Sscanf(filepath.Base(name), "space-%d", &id); err != nil {
-			continue
-		}
-		s, err := openSpace(name, id)
-		if err != nil {
-			return err
-		}
-		h.nextID = max(h.nextID, id)
-		if s != nil {
-			spaces[id] = s
-		}
-	}
-	if len(spaces) == 0 {
-		return nil
-	}
-	pidfd, err := keeper.open()
-	if err != nil {
-		return fmt.Errorf("%w: %w", errLost, err)
-	}
-	defer unix.Close(pidfd)
-	if err := h.obeyJournal(spaces, generation); err != nil {
-		return err
-	}
-	for _, s := range spaces {
-		fd, err := takeDescriptor(pidfd, s.descriptor(generation))
-		if err != nil {
-			return fmt.Errorf("%w: %w", errLost, err)
-		}
-		s.uffd = userfault(fd)
-		s.setDescriptor(generation+1, fd)
-	}
-	for _, s := range spaces {
-		if err := h.add(s); err != nil {
-			return err
-		}
-		// Faults that were read are not told again, unless who waits is woken.
-		if err := s.uffd.wake(lowest, 1<<47-2*lowest); err != nil {
-			return fmt.Errorf("waking process %d: %w", s.pid, err)
-		}
-	}
-	return nil
-}
-
-// lowest is an address below which nobody maps anything, and at which the kernel
-// lets one (vm.mmap_min_addr).
-const lowest = 1 << 16
-
-// errLost means that userfaultfds are gone: what was missing reads as zeros.
-var errLost = errors.New("memory of the pod was lost: nobody kept its userfaultfds")
-
-// obeyJournal obeys what the pager that died had read. A child's userfaultfd is
-// still the keeper's.
-func (h *handler) obeyJournal(spaces map[int]*space, generation int) error {
-	id, some := h.journal.left()
-	if !some {
-		return nil
-	}
-	s := spaces[id]
-	for i := range h.journal.messages {
-		m := &h.journal.messages[i]
-		switch {
-		case s == nil:
-		case m.event() == eventRemap:
-			if err := s.remap(m.first(), m.second(), m.remapBytes()); err != nil {
-				return err
-			}
-		case m.event() == eventRemove:
-			s.drop(m.first(), m.second())
-		case m.event() == eventUnmap:
-			s.unmap(m.first(), m.second())
-		case m.event() == eventFork:
-			if slices.ContainsFunc(slices.Collect(maps.Values(spaces)), func(s *space) bool { return s.descriptor(generation) == m.forked() }) {
-				break
-			}
-			h.nextID++
-			child, err := newSpace(h.spacePath(h.nextID), h.nextID, s.pid)
-			if err != nil {
-				return err
-			}
-			child.inherit(s)
-			child.setDescriptor(generation, m.forked())
-			if err := child.live(); err != nil {
-				return err
-			}
-			spaces[child.id] = child
-		}
-		h.journal.done(i)
-	}
-	return nil
 }
 
 // removeFiles deletes what only the filling needed.

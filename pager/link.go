@@ -1,40 +1,28 @@
 package pager
 
 import (
-	"bufio"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"net/http"
-	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"podd/pagesync"
-	"podd/trust"
 )
 
 // Protocol is what the pager asks the source's podd to upgrade a connection to.
 const Protocol = "podd-memory"
 
 const (
-	dialTimeout = 5 * time.Second
-	// silenceLimit is how long the source may take to confirm what the kernel has
-	// sent it, or that it is there.
-	silenceLimit = 10 * time.Second
 	// The pause after a connection that was lost; it doubles.
 	minPause = 50 * time.Millisecond
 	maxPause = 2 * time.Second
 	// lastTries is how often the source is to be told that nothing more is needed.
 	lastTries = 10
-
-	maxRefusal = 4096 // bytes of what a source says when it refuses
+	// warnInterval is how often the log says that there is no connection.
+	warnInterval = 5 * time.Minute
 
 	// What is asked for at once when nothing comes by itself.
 	wantPages    = pagesync.MaxPayload / pagesync.PageSize
@@ -92,6 +80,7 @@ func (l *link) abandon() {
 // regions the first that is lost is the last: the move begins anew.
 func (l *link) run(ctx context.Context) error {
 	tries := 0
+	var warned time.Time
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		talked, err := l.connect(ctx)
 		l.setConnected(false, err)
@@ -114,7 +103,10 @@ func (l *link) run(ctx context.Context) error {
 		if talked {
 			pause = minPause
 		}
-		l.log.Warn("no connection to the source of the memory; trying again", "source", l.o.Source, "missing", l.content.missing()*pageSize, "error", err)
+		if talked || time.Since(warned) > warnInterval {
+			warned = time.Now()
+			l.log.Warn("no connection to the source of the memory; trying again", "source", l.o.Source, "missing", l.content.missing()*pageSize, "error", err)
+		}
 		if l.meta.get().Running && !enough {
 			if err := l.meta.freeze(l.freezer, stalledCause); err != nil {
 				return err
@@ -233,102 +225,3 @@ func (l *link) receive(r *pagesync.Reader, s *sender) error {
 		}
 	}
 }
-
-// dial connects to the source's podd and has the connection become one of frames.
-func dial(ctx context.Context, o Options) (net.Conn, error) {
-	store, err := trust.Open(trust.Dir(o.StateDir)) // the certificate may have been renewed
-	if err != nil {
-		return nil, err
-	}
-	if len(o.Revoked) > 0 {
-		revoked := map[string]bool{}
-		for _, serial := range o.Revoked {
-			revoked[serial] = true
-		}
-		store.SetRevoked(func(serial string) bool { return revoked[serial] })
-	}
-	var errs []error
-	for _, address := range o.Addresses {
-		conn, err := dialAddress(ctx, o, store, address)
-		if err == nil {
-			return conn, nil
-		}
-		errs = append(errs, fmt.Errorf("connecting to %s at %s: %w", o.Source, address, err))
-	}
-	if len(errs) == 0 {
-		return nil, errors.New("the source has no address")
-	}
-	return nil, errors.Join(errs...)
-}
-
-func dialAddress(ctx context.Context, o Options, store *trust.Store, address string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silenceLimit / 4, Interval: silenceLimit / 4, Count: 3}}
-	raw, err := dialer.DialContext(ctx, "tcp", address)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := upgrade(ctx, o, store, raw)
-	if err != nil {
-		raw.Close()
-		return nil, err
-	}
-	return conn, nil
-}
-
-func upgrade(ctx context.Context, o Options, store *trust.Store, raw net.Conn) (net.Conn, error) {
-	control, err := raw.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var setErr error
-	err = control.Control(func(fd uintptr) {
-		setErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silenceLimit.Milliseconds()))
-	})
-	if err := errors.Join(err, setErr); err != nil {
-		return nil, err
-	}
-	config := store.ClientTLS(trust.ServerName(trust.KindHost, o.Source))
-	config.NextProtos = []string{"http/1.1"}
-	config.DynamicRecordSizingDisabled = true
-	conn := tls.Client(&buffered{raw, bufio.NewReaderSize(raw, 264<<10)}, config)
-	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, err
-	}
-	deadline, _ := ctx.Deadline()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, err
-	}
-	request, err := http.NewRequest(http.MethodPost, "https://"+trust.ServerName(trust.KindHost, o.Source)+o.Path, nil)
-	if err != nil {
-		return nil, err
-	}
-	request.Header.Set("Connection", "Upgrade")
-	request.Header.Set("Upgrade", Protocol)
-	if err := request.Write(conn); err != nil {
-		return nil, err
-	}
-	reader := bufio.NewReader(conn)
-	response, err := http.ReadResponse(reader, request)
-	if err != nil {
-		return nil, err
-	}
-	if response.StatusCode != http.StatusSwitchingProtocols {
-		reason, _ := io.ReadAll(io.LimitReader(response.Body, maxRefusal)) // for people
-		return nil, fmt.Errorf("it refused: %s: %s", response.Status, strings.TrimSpace(string(reason)))
-	}
-	if reader.Buffered() > 0 {
-		return nil, errors.New("it does not wait for the pager's hello")
-	}
-	return conn, conn.SetDeadline(time.Time{})
-}
-
-// buffered reads a socket in large pieces: TLS asks for each record of 16 KiB.
-type buffered struct {
-	net.Conn
-	r *bufio.Reader
-}
-
-// Read implements net.Conn.
-func (b *buffered) Read(p []byte) (int, error) { return b.r.Read(p) }

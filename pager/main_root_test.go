@@ -66,7 +66,7 @@ type podOptions struct {
 	env                                      []string
 }
 
-func startPod(t *testing.T, o podOptions) *pod {
+func startPod(t testing.TB, o podOptions) *pod {
 	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -126,7 +126,7 @@ func (p *pod) said() string {
 }
 
 // start lets the program begin.
-func (p *pod) start(t *testing.T) {
+func (p *pod) start(t testing.TB) {
 	t.Helper()
 	if _, err := p.conn.Write([]byte("g")); err != nil {
 		t.Fatal(err)
@@ -134,7 +134,7 @@ func (p *pod) start(t *testing.T) {
 }
 
 // finish waits until the program has asserted all it has to.
-func (p *pod) finish(t *testing.T, limit time.Duration) {
+func (p *pod) finish(t testing.TB, limit time.Duration) {
 	t.Helper()
 	p.conn.SetDeadline(time.Now().Add(limit))
 	var b [1]byte
@@ -147,19 +147,19 @@ func (p *pod) finish(t *testing.T, limit time.Duration) {
 	}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func testLog(t *testing.T) *slog.Logger {
+func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // tmpfs makes a directory in memory.
-func tmpfs(t *testing.T) string {
+func tmpfs(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	must(t, unix.Mount("poddtest-pager", dir, "tmpfs", 0, "mode=0700"))
@@ -167,7 +167,7 @@ func tmpfs(t *testing.T) string {
 	return dir
 }
 
-func (s *testSource) options(t *testing.T, freezer string) Options {
+func (s *testSource) options(t testing.TB, freezer string) Options {
 	t.Helper()
 	executable, err := os.Executable()
 	must(t, err)
@@ -177,7 +177,7 @@ func (s *testSource) options(t *testing.T, freezer string) Options {
 	}
 }
 
-func startPager(t *testing.T, o Options) *Pager {
+func startPager(t testing.TB, o Options) *Pager {
 	t.Helper()
 	p, err := Start(t.Context(), o)
 	must(t, err)

@@ -42,7 +42,7 @@ func frozenPage(seed uint64, pid int, address uint64, b []byte) bool {
 // testSource is a host that has the memory of frozen pods, and says it over a
 // connection as package pagesync does.
 type testSource struct {
-	t         *testing.T
+	t         testing.TB
 	store     *trust.Store // the target's
 	stateDir  string
 	listener  net.Listener
@@ -67,7 +67,7 @@ type sourceConn struct {
 	r     *pagesync.Reader
 }
 
-func newTestSource(t *testing.T, seed uint64) *testSource {
+func newTestSource(t testing.TB, seed uint64) *testSource {
 	t.Helper()
 	issuer := trusttest.Cluster(t)
 	source := trusttest.Member(t, issuer, trust.Identity{Kind: trust.KindHost, Name: "source"}, 0)

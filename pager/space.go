@@ -71,6 +71,8 @@ type space struct {
 	waiting map[uint64]int64 // with the time as in late
 	later   []late
 	placed  bool // extents are what they should be
+	reading bool // its messages are being obeyed
+	ended   bool // it is to end after that
 	// unsettled: there are extents that are moved. suspects are ranges of them that
 	// may have been unmapped, or may not.
 	unsettled bool

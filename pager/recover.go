@@ -1,0 +1,112 @@
+package pager
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// recover takes over from a pager that died. The spaces' userfaultfds are taken
+// from its keeper.
+func (h *handler) recover(generation int, keeper process) error {
+	names, err := filepath.Glob(filepath.Join(h.dir, "space-*"))
+	if err != nil {
+		return fmt.Errorf("looking for spaces: %w", err)
+	}
+	spaces := map[int]*space{}
+	for _, name := range names {
+		var id int
+		if _, err := fmt.Sscanf(filepath.Base(name), "space-%d", &id); err != nil {
+			continue
+		}
+		s, err := openSpace(name, id)
+		if err != nil {
+			return err
+		}
+		h.nextID = max(h.nextID, id)
+		if s != nil {
+			spaces[id] = s
+		}
+	}
+	if len(spaces) == 0 {
+		return nil
+	}
+	pidfd, err := keeper.open()
+	if err != nil {
+		return fmt.Errorf("%w: %w", errLost, err)
+	}
+	defer unix.Close(pidfd)
+	if err := h.obeyJournal(spaces, generation); err != nil {
+		return err
+	}
+	for _, s := range spaces {
+		fd, err := takeDescriptor(pidfd, s.descriptor(generation))
+		if err != nil {
+			return fmt.Errorf("%w: %w", errLost, err)
+		}
+		s.uffd = userfault(fd)
+		s.setDescriptor(generation+1, fd)
+	}
+	for _, s := range spaces {
+		if err := h.add(s); err != nil {
+			return err
+		}
+		// Faults that were read are not told again, unless who waits is woken.
+		if err := s.uffd.wake(lowest, 1<<47-2*lowest); err != nil {
+			return fmt.Errorf("waking process %d: %w", s.pid, err)
+		}
+	}
+	return nil
+}
+
+// lowest is an address below which nobody maps anything, and at which the kernel
+// lets one (vm.mmap_min_addr).
+const lowest = 1 << 16
+
+// errLost means that userfaultfds are gone: what was missing reads as zeros.
+var errLost = errors.New("memory of the pod was lost: nobody kept its userfaultfds")
+
+// obeyJournal obeys what the pager that died had read. A child's userfaultfd is
+// still the keeper's.
+func (h *handler) obeyJournal(spaces map[int]*space, generation int) error {
+	id, some := h.journal.left()
+	if !some {
+		return nil
+	}
+	s := spaces[id]
+	for i := range h.journal.messages {
+		m := &h.journal.messages[i]
+		switch {
+		case s == nil:
+		case m.event() == eventRemap:
+			if err := s.remap(m.first(), m.second(), m.remapBytes()); err != nil {
+				return err
+			}
+		case m.event() == eventRemove:
+			s.drop(m.first(), m.second())
+		case m.event() == eventUnmap:
+			s.unmap(m.first(), m.second())
+		case m.event() == eventFork:
+			if slices.ContainsFunc(slices.Collect(maps.Values(spaces)), func(s *space) bool { return s.descriptor(generation) == m.forked() }) {
+				break
+			}
+			h.nextID++
+			child, err := newSpace(h.spacePath(h.nextID), h.nextID, s.pid)
+			if err != nil {
+				return err
+			}
+			child.inherit(s)
+			child.setDescriptor(generation, m.forked())
+			if err := child.live(); err != nil {
+				return err
+			}
+			spaces[child.id] = child
+		}
+		h.journal.done(i)
+	}
+	return nil
+}
