@@ -51,8 +51,8 @@
 // Copying pages is what takes time in a dump and in a restore, so the caller may
 // carry memory itself. A small library in CRIU (pagefilter) keeps the ranges that
 // DumpOptions.LeaveOut names out of what CRIU asks the kernel for; the dump neither
-// copies them nor looks at their page tables. RestoreOptions.Lazy gets the
-// userfaultfds that CRIU makes for "lazy pages", and whoever has them fills the
+// copies them nor looks at their page tables, nor are they gone through for smaps
+// (mappings.go). RestoreOptions.Lazy gets the userfaultfds that CRIU makes for "lazy pages", and whoever has them fills the
 // memory in, before or after the pod runs. Pages that CRIU did dump are restored by
 // it, whatever it calls lazy: ReceivePages takes that mark off.
 package checkpoint

@@ -101,6 +101,8 @@ type Dump struct {
 	pages *net.UnixConn
 	// leftOut is shared with CRIU if there is a LeaveOut.
 	leftOut *leftOutTable
+	// flags are those of the mappings of large processes, from just before.
+	flags map[int]mappingFlags
 
 	mu    sync.Mutex
 	state dumpState
@@ -305,6 +307,9 @@ func (d *Dump) interruptPages() {
 }
 
 func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResult) (*DumpResult, error) {
+	if d.leftOut != nil && d.engine.pageFilter != "" {
+		d.flags = readLargeFlags(d.options.FreezeCgroup)
+	}
 	if err := d.worker.send(&rpc.CriuReq{Type: rpc.CriuReqType_DUMP.Enum(), Opts: opts}); err != nil {
 		return nil, err
 	}
@@ -381,6 +386,9 @@ func (d *Dump) leaveOut(ctx context.Context) <-chan error {
 		if err == nil {
 			err = d.leftOut.set(ranges)
 		}
+		if err == nil {
+			d.describeMappings(ranges)
+		}
 		if err != nil {
 			done <- fmt.Errorf("leaving memory out: %w", err)
 		}
@@ -398,6 +406,24 @@ func (d *Dump) joinProcessor() error {
 		return err
 	}
 	return freezer.cpuset().join(d.worker.pid())
+}
+
+// describeMappings spares CRIU from asking for the mappings of processes of which
+// most is left out.
+func (d *Dump) describeMappings(ranges []MemoryRange) {
+	left := map[int]uint64{}
+	for _, r := range ranges {
+		left[r.PID] += r.End - r.Start
+	}
+	for pid, size := range left {
+		flags, known := d.flags[pid]
+		if !known || size < textFrom {
+			continue
+		}
+		if text, ok := flags.text(pid); ok {
+			d.leftOut.setText(pid, text)
+		}
+	}
 }
 
 // seizeLimit bounds the wait for CRIU to stop all processes. CRIU has a limit of
@@ -458,5 +484,6 @@ func (d *Dump) checkLeftOut(result *DumpResult) error {
 	if result.LeftOut == 0 {
 		return nil
 	}
+	d.log.Debug("memory was left out", "bytes", result.LeftOut, "mappings-described", d.leftOut.textsRead())
 	return markLeftOut(d.options.ImagesDir, result.LeftOut)
 }

@@ -37,22 +37,29 @@ const maxLeftOut = 1 << 16
 // map; pagefilter/pagefilter.c has the same layout. All numbers are u64 in the
 // machine's byte order:
 //
-//	0   magic
-//	8   1 when the library has found the table
-//	16  number of ranges
-//	24  most ranges there is room for
-//	32  the ranges, by pid and start: pid, start, end,
-//	    and 1 when the library has cut it from a question of CRIU's
+//	magic
+//	1 when the library has found the table
+//	number of ranges, number of texts
+//	maxLeftOut ranges, by pid and start: pid, start, end, and 1 when the
+//	    library has cut it from a question of CRIU's
+//	maxTexts texts: pid, offset in the file, size, and 1 when CRIU has got it
+//	the texts themselves
 type leftOutTable struct {
 	file *os.File
 	mem  []byte
+	// free is where the next text goes.
+	free int
 }
 
 const (
-	tableMagic  = 0x31464c4444444f50
-	tableHeader = 32
-	tableRange  = 32
-	tableSize   = tableHeader + maxLeftOut*tableRange
+	tableMagic = 0x31464c4444444f50
+	// tableEntry is the size of a range and of a text, in bytes.
+	tableEntry = 32
+	maxTexts   = 1 << 10
+	rangesAt   = 32
+	textsAt    = rangesAt + maxLeftOut*tableEntry
+	textArea   = textsAt + maxTexts*tableEntry
+	tableSize  = textArea + 16<<20
 
 	// filterVariable tells the library the table's descriptor.
 	filterVariable = "PODD_PAGEFILTER"
@@ -72,7 +79,7 @@ func newLeftOutTable() (*leftOutTable, error) {
 		t.file.Close()
 		return nil, fmt.Errorf("creating the table of memory to leave out: %w", err)
 	}
-	*t.word(0), *t.word(24) = tableMagic, maxLeftOut
+	*t.word(0), t.free = tableMagic, textArea
 	return t, nil
 }
 
@@ -91,7 +98,7 @@ func (t *leftOutTable) set(ranges []MemoryRange) error {
 	ranges = slices.SortedFunc(slices.Values(ranges), func(a, b MemoryRange) int {
 		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Start, b.Start))
 	})
-	b := t.mem[tableHeader:tableHeader]
+	b := t.mem[rangesAt:rangesAt]
 	for i, r := range ranges {
 		if r.PID <= 0 || r.Start >= r.End || r.Start%pageSize != 0 || r.End%pageSize != 0 ||
 			i > 0 && r.PID == ranges[i-1].PID && r.Start < ranges[i-1].End {
@@ -105,11 +112,35 @@ func (t *leftOutTable) set(ranges []MemoryRange) error {
 	return nil
 }
 
+// setText has CRIU read this in place of the process's smaps. If there is no room for
+// it, CRIU asks the kernel.
+func (t *leftOutTable) setText(pid int, text []byte) {
+	n := int(*t.word(24))
+	if n == maxTexts || len(text) > len(t.mem)-t.free {
+		return
+	}
+	copy(t.mem[t.free:], text)
+	b := t.mem[textsAt+n*tableEntry:][:0]
+	for _, number := range []uint64{uint64(pid), uint64(t.free), uint64(len(text)), 0} {
+		b = binary.NativeEndian.AppendUint64(b, number)
+	}
+	t.free += len(text)
+	atomic.StoreUint64(t.word(24), uint64(n+1))
+}
+
+// textsRead counts the texts that CRIU got.
+func (t *leftOutTable) textsRead() (n int) {
+	for i := range int(*t.word(24)) {
+		n += int(atomic.LoadUint64(t.word(textsAt + i*tableEntry + 24)))
+	}
+	return n
+}
+
 // cut returns how many bytes of address space were left out, and how many had been
 // given to leave out.
 func (t *leftOutTable) cut() (left, given int64) {
 	for i := range int(*t.word(16)) {
-		at := tableHeader + i*tableRange
+		at := rangesAt + i*tableEntry
 		size := int64(*t.word(at + 16) - *t.word(at + 8))
 		given += size
 		if atomic.LoadUint64(t.word(at+24)) == 1 {

@@ -121,6 +121,8 @@ func TestNamespace(t *testing.T) {
 			"net/ipv6/conf/default/disable_ipv6":  "1",
 			"net/ipv4/ip_unprivileged_port_start": "0",
 			"net/ipv4/ping_group_range":           "0 0",
+			// Its own; one that is shared is told as a negative number.
+			"net/ipv4/tcp_ehash_entries": "8192",
 		} {
 			if got, err := netns.GetSysctl(name); err != nil || got != want {
 				t.Errorf("%s is %q (%v), want %q", name, got, err, want)

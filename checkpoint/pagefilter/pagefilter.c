@@ -4,13 +4,19 @@
  *
  * CRIU asks the kernel which pages of a mapping there are to dump by ioctl(PAGEMAP_SCAN) on
  * /proc/PID/pagemap (criu/pagemap-cache.c). Here the ranges that are left out are cut from the
- * question: their page tables are not even walked. All other system calls pass through untouched.
+ * question: their page tables are not even walked. /proc/PID/smaps, which CRIU reads for the flags
+ * of each mapping, walks them too, to count pages nobody asks for: of a process that podd has the
+ * flags of, CRIU gets the text from podd. All other system calls pass through untouched.
  *
- * The ranges are in a table that is shared with podd (checkpoint/leaveout.go has the same layout):
- * a file whose descriptor the variable PODD_PAGEFILTER names. podd fills it when the pod is frozen,
- * before CRIU looks at the pod's memory; here is noted which ranges were cut from a question.
+ * Ranges and texts are in a table that is shared with podd (checkpoint/leaveout.go has the same
+ * layout): a file whose descriptor the variable PODD_PAGEFILTER names. podd fills it when the pod
+ * is frozen, before CRIU looks at the pod's memory; here is noted what was made use of.
+ *
+ * In the CRIU of a restore, as in that of a dump, it asks for the processor's features before CRIU
+ * is told what to do: in a virtual machine that takes milliseconds, and CRIU remembers the answer.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -22,7 +28,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define MAGIC 0x31464c4444444f50 /* "PODDLF1" and so on: what podd wrote is of this layout */
+#define MAGIC 0x31464c4444444f50 /* "PODDLF1": what podd wrote is of this layout */
+#define MAX_RANGES 65536
+#define MAX_TEXTS 1024
 
 struct range {
 	uint64_t pid; /* as CRIU sees it */
@@ -30,13 +38,18 @@ struct range {
 	uint64_t cut; /* set here: 1 if the range was cut from a question */
 };
 
-/* The ranges are in order of pid and start, and don't overlap. */
+struct text {
+	uint64_t pid;
+	uint64_t offset, size; /* of the text in the table */
+	uint64_t read; /* set here: 1 if CRIU got it */
+};
+
 struct table {
 	uint64_t magic;
 	uint64_t attached; /* set here: 1 */
-	uint64_t count;
-	uint64_t capacity;
-	struct range ranges[];
+	uint64_t nr_ranges, nr_texts;
+	struct range ranges[MAX_RANGES]; /* in order of pid and start; they don't overlap */
+	struct text texts[MAX_TEXTS];
 };
 
 /* From include/uapi/linux/fs.h of Linux 6.7; older headers don't have it. */
@@ -53,34 +66,46 @@ struct pm_scan_arg {
 #define PAGE_IS_PRESENT (1 << 3)
 
 static struct table *table;
+static uint64_t table_size;
+
+static struct table *map_table(int fd)
+{
+	struct stat st;
+	struct table *t;
+
+	if (fstat(fd, &st) || st.st_size < (off_t)sizeof(*t))
+		return NULL;
+	t = mmap(NULL, st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	if (t == MAP_FAILED)
+		return NULL;
+	if (t->magic != MAGIC) {
+		munmap(t, st.st_size);
+		return NULL;
+	}
+	table_size = st.st_size;
+	return t;
+}
 
 __attribute__((constructor)) static void attach(void)
 {
 	const char *variable = getenv("PODD_PAGEFILTER");
-	struct stat st;
-	struct table *t;
-	int fd;
+	int (*has_feature)(unsigned int);
 
 	if (!variable)
 		return;
-	fd = atoi(variable);
+	/* A CRIU without such a function is as fast as it is. */
+	has_feature = (int (*)(unsigned int))dlsym(RTLD_DEFAULT, "compel_cpu_has_feature");
+	if (has_feature)
+		has_feature(0);
+	table = map_table(atoi(variable));
+	if (table)
+		table->attached = 1;
 	/* For programs that CRIU starts the number means another file. */
 	unsetenv("PODD_PAGEFILTER");
-	if (fstat(fd, &st) || st.st_size < (off_t)sizeof(*t))
-		return;
-	t = mmap(NULL, st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	close(fd);
-	if (t == MAP_FAILED)
-		return;
-	if (t->magic != MAGIC || t->capacity > (st.st_size - sizeof(*t)) / sizeof(t->ranges[0])) {
-		munmap(t, st.st_size);
-		return;
-	}
-	t->attached = 1;
-	table = t;
 }
 
-/* The process of an open /proc/PID/pagemap, or 0. */
+/* The process of an open /proc/PID or of a file in it, or 0. */
 static uint64_t process_of(int fd)
 {
 	char link[32] = "/proc/self/fd/", path[64], digits[12];
@@ -99,10 +124,15 @@ static uint64_t process_of(int fd)
 	return strncmp(path, "/proc/", 6) ? 0 : strtoull(path + 6, NULL, 10);
 }
 
+static uint64_t nr_ranges(void)
+{
+	return table->nr_ranges < MAX_RANGES ? table->nr_ranges : MAX_RANGES;
+}
+
 /* The first range of the process that ends after an address; the table's end if there is none. */
 static struct range *find(uint64_t pid, uint64_t address)
 {
-	uint64_t low = 0, high = table->count < table->capacity ? table->count : table->capacity;
+	uint64_t low = 0, high = nr_ranges();
 
 	while (low < high) {
 		uint64_t middle = (low + high) / 2;
@@ -120,7 +150,7 @@ static struct range *find(uint64_t pid, uint64_t address)
 static long scan(int fd, struct pm_scan_arg *arg)
 {
 	uint64_t pid = process_of(fd), at = arg->start, found = 0;
-	struct range *end = &table->ranges[table->count < table->capacity ? table->count : table->capacity];
+	struct range *end = &table->ranges[nr_ranges()];
 	struct range *r = find(pid, at);
 
 	for (;;) {
@@ -161,7 +191,64 @@ int ioctl(int fd, unsigned long request, ...)
 	arg = va_arg(ap, void *);
 	va_end(ap);
 	/* A question about other things, such as guard pages, is about all memory. */
-	if (request == SCAN && table && table->count && ((struct pm_scan_arg *)arg)->return_mask & PAGE_IS_PRESENT)
+	if (request == SCAN && table && table->nr_ranges && ((struct pm_scan_arg *)arg)->return_mask & PAGE_IS_PRESENT)
 		return scan(fd, arg);
 	return syscall(SYS_ioctl, fd, request, arg);
 }
+
+/* A file with podd's text in place of a process's smaps, or -1. */
+static int open_text(uint64_t pid)
+{
+	for (uint64_t i = 0; i < table->nr_texts && i < MAX_TEXTS; i++) {
+		struct text *t = &table->texts[i];
+		uint64_t done = 0;
+		int fd;
+
+		if (t->pid != pid || t->offset > table_size || t->size > table_size - t->offset)
+			continue;
+		fd = syscall(SYS_memfd_create, "smaps", MFD_CLOEXEC);
+		if (fd < 0)
+			return -1;
+		while (done < t->size) {
+			ssize_t n = pwrite(fd, (char *)table + t->offset + done, t->size - done, done);
+
+			if (n <= 0) {
+				close(fd);
+				return -1;
+			}
+			done += n;
+		}
+		t->read = 1;
+		return fd;
+	}
+	return -1;
+}
+
+static int open_at(int dir, const char *path, int flags, mode_t mode)
+{
+	if (table && table->nr_texts && !strcmp(path, "smaps")) {
+		int fd = open_text(process_of(dir));
+
+		if (fd >= 0)
+			return fd;
+	}
+	return syscall(SYS_openat, dir, path, flags, mode);
+}
+
+/* The two names of one function: which one CRIU uses depends on how it was compiled. */
+#define DEFINE_OPENAT(name)                                                   \
+	int name(int dir, const char *path, int flags, ...)                    \
+	{                                                                      \
+		mode_t mode = 0;                                               \
+		va_list ap;                                                    \
+                                                                              \
+		if (flags & (O_CREAT | O_TMPFILE)) {                           \
+			va_start(ap, flags);                                   \
+			mode = va_arg(ap, mode_t);                             \
+			va_end(ap);                                            \
+		}                                                              \
+		return open_at(dir, path, flags, mode);                        \
+	}
+
+DEFINE_OPENAT(openat)
+DEFINE_OPENAT(openat64)
