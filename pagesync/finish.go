@@ -27,6 +27,12 @@ type FinishStats struct {
 	Compared time.Duration
 }
 
+// Yield is called before Finish where nobody waits for the memory while the pod
+// stands still (post-copy): what has not changed lately is compared only once
+// until is closed, and leaves the processors to dump and restore before. Wants are
+// answered all the time.
+func (s *Source) Yield(until <-chan struct{}) { s.patience = until }
+
 // Finish compares all memory of the frozen pod with what the target has, what
 // changed lately first, sends what is different, and returns when the pager has
 // everything. What the pager asks for goes first. If the connection is lost the
@@ -78,38 +84,63 @@ func (s *Source) finish(ctx context.Context, l *link, stats *FinishStats) error 
 	}
 	hot, cold := s.finalJobs()
 	var same, changed atomic.Int64
-	err := s.work(ctx, func(give func(job) bool) error {
-		for _, jobs := range [][]job{hot, cold} {
+	compare := func(jobs []job) error {
+		return s.work(ctx, func(give func(job) bool) error {
 			for _, j := range jobs {
 				if !give(j) {
-					return nil
+					break
 				}
 			}
-		}
-		return nil
-	}, func() func(job) error {
-		w := s.newWorker(l)
-		return func(j job) error {
-			content, err := w.copier.readAll(j.p, j.address, j.pages)
-			if err != nil {
-				return err
-			}
-			frames := w.compare(j.p, j.c, j.address, j.pages, content, true)
-			different := int64(bits.OnesCount64(w.different)) * PageSize
-			changed.Add(different)
-			same.Add(int64(len(content)) - different)
-			if err := w.send(frames); err != nil {
-				return err
-			}
-			s.remaining.Add(-int64(len(content)))
 			return nil
-		}
-	})
+		}, func() func(job) error {
+			w := s.newWorker(l)
+			return func(j job) error {
+				content, err := w.copier.readAll(j.p, j.address, j.pages)
+				if err != nil {
+					return err
+				}
+				frames := w.compare(j.p, j.c, j.address, j.pages, content, true)
+				different := int64(bits.OnesCount64(w.different)) * PageSize
+				changed.Add(different)
+				same.Add(int64(len(content)) - different)
+				if err := w.send(frames); err != nil {
+					return err
+				}
+				s.remaining.Add(-int64(len(content)))
+				return nil
+			}
+		})
+	}
+	err := compare(hot)
+	if err == nil {
+		err = s.yield(ctx, l)
+	}
+	if err == nil {
+		err = compare(cold)
+	}
 	stats.Same, stats.Changed = same.Load(), changed.Load()
 	if err != nil {
 		return err
 	}
 	return l.send(false, true, Frame{Kind: KindDone})
+}
+
+// yield waits for what Yield was given.
+func (s *Source) yield(ctx context.Context, l *link) error {
+	if s.patience == nil {
+		return nil
+	}
+	if err := l.send(false, true); err != nil {
+		return err
+	}
+	select {
+	case <-s.patience:
+		return nil
+	case <-l.gone:
+		return l.cause()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // findPresent notes which pages of the final regions there are, and tells the

@@ -59,7 +59,8 @@ type Source struct {
 	first     chan struct{} // closed at the first connection
 	settled   chan struct{} // closed once the pager has everything
 	closed    chan struct{}
-	remaining atomic.Int64 // bytes not yet said, once frozen
+	patience  <-chan struct{} // see Yield
+	remaining atomic.Int64    // bytes not yet said, once frozen
 	wants     wants
 }
 

@@ -67,6 +67,11 @@ func TestMutation(t *testing.T) {
 			left, err := s.source.Freeze(t.Context())
 			must(t, err)
 			requireAnonymous(t, left)
+			if random.IntN(2) == 0 {
+				until := make(chan struct{})
+				s.source.Yield(until)
+				time.AfterFunc(time.Duration(random.IntN(20))*time.Millisecond, func() { close(until) })
+			}
 			stats, err := s.source.Finish(t.Context())
 			must(t, err)
 			must(t, <-s.ended)
