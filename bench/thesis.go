@@ -100,13 +100,13 @@ func earlyEventWork(ctx context.Context, m *mover) error {
 	}
 	hold := &holdSwitch{lab: m.lab}
 	args := m.serverArgs(64, 0, 1)
-	trips := map[string]*trip{}
+	var entries []entry
 	for name, on := range map[string]bool{holding: true, losing: false} {
 		t := m.podServer("events"+strconv.FormatBool(on), args)
 		t.passenger = &prepared{passenger: t.passenger, prepare: func(ctx context.Context) error { return hold.set(ctx, on) }}
-		trips[name] = t
+		entries = append(entries, entry{by: name, trip: t})
 	}
-	err := m.trips(ctx, earlyEvents, m.repetitions, trips, holding, losing)
+	err := m.trips(ctx, earlyEvents, m.repetitions, entries...)
 	return errors.Join(err, hold.set(context.WithoutCancel(ctx), true))
 }
 
@@ -153,13 +153,13 @@ func concurrencyWorks(ctx context.Context, m *mover) error {
 		if !m.wants(crowdName(n)) {
 			continue
 		}
-		trips := map[string]*trip{}
+		var entries []entry
 		for name, all := range map[string]bool{concurrent: true, serial: false} {
 			t := m.podServer(fmt.Sprintf("crowd%d%v", n, all), m.serverArgs(64, 0, n))
 			t.vehicle = &pinned{vehicle: t.vehicle, lab: m.lab, all: all}
-			trips[name] = t
+			entries = append(entries, entry{by: name, trip: t})
 		}
-		if err := m.trips(ctx, crowdName(n), m.repetitions, trips, concurrent, serial); err != nil {
+		if err := m.trips(ctx, crowdName(n), m.repetitions, entries...); err != nil {
 			return err
 		}
 	}
@@ -230,12 +230,13 @@ func sharingWorks(ctx context.Context, m *mover) error {
 		if !m.wants(work) {
 			continue
 		}
-		trips := map[string]*trip{}
+		var entries []entry
 		for name, flag := range map[string]string{sharedOnce: "-s", copiesEach: "-c"} {
 			args := append(m.serverArgs(size, 0, sharers), flag)
-			trips[name] = m.podServer(fmt.Sprintf("share%d%s", size, strings.TrimPrefix(flag, "-")), args)
+			t := m.podServer(fmt.Sprintf("share%d%s", size, strings.TrimPrefix(flag, "-")), args)
+			entries = append(entries, entry{by: name, trip: t})
 		}
-		if err := m.trips(ctx, work, m.repetitions, trips, sharedOnce, copiesEach); err != nil {
+		if err := m.trips(ctx, work, m.repetitions, entries...); err != nil {
 			return err
 		}
 	}
