@@ -182,7 +182,10 @@ func (l *link) connect(ctx context.Context) (talked bool, err error) {
 
 // receive stores what the source sends.
 func (l *link) receive(r *pagesync.Reader, s *sender) error {
-	for {
+	if l.content.isFinal() {
+		s.poke()
+	}
+	for first := true; ; first = false {
 		f, err := r.Next()
 		if err == io.EOF {
 			return errors.New("the source has closed the connection")
@@ -190,16 +193,16 @@ func (l *link) receive(r *pagesync.Reader, s *sender) error {
 		if err != nil {
 			return err
 		}
+		if first && l.meta.get().Running {
+			// Who waits for pages is answered from now on.
+			if err := l.meta.thaw(l.freezer, stalledCause); err != nil {
+				return err
+			}
+		}
 		switch f.Kind {
 		case pagesync.KindRegions:
 			if err := l.content.announce(f.Regions, f.Flags&pagesync.FlagFinal != 0); err != nil {
 				return err
-			}
-			if s.again && l.meta.get().Running {
-				// Who waits for pages is answered now.
-				if err := l.meta.thaw(l.freezer, stalledCause); err != nil {
-					return err
-				}
 			}
 			s.poke()
 		case pagesync.KindData, pagesync.KindZero, pagesync.KindSame, pagesync.KindAbsent:

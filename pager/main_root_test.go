@@ -64,6 +64,7 @@ type podOptions struct {
 	seed                                     uint64
 	pid, regions, pages, ops, threads, forks int
 	env                                      []string
+	clone                                    uintptr
 }
 
 func startPod(t testing.TB, o podOptions) *pod {
@@ -89,7 +90,7 @@ func startPod(t testing.TB, o podOptions) *pod {
 	p.cmd.ExtraFiles = []*os.File{theirs}
 	p.cmd.Stderr = stderr
 	p.cmd.Env = append(os.Environ(), o.env...)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Cloneflags: o.clone}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,8 @@
  * says until it was written to or given up.
  *
  * pod SEED PID REGIONS PAGES OPS THREADS FORKS: fails with status 1 and says why.
- * With POD_MEASURE=N in the environment it measures instead, with POD_STORM=N it
+ * With POD_FROZEN in the environment it is the pod whose memory is to be moved: it
+ * has it, and waits. With POD_MEASURE=N in the environment it measures instead, with POD_STORM=N it
  * forks N times before it does anything else.
  */
 #define _GNU_SOURCE
@@ -32,7 +33,7 @@
 #define MREMAP_DONTUNMAP 4
 #endif
 
-enum { PAGE = 4096, WORDS = PAGE / 8, MAXMAPS = 4096 };
+enum { PAGE = 4096, WORDS = PAGE / 8, MAXMAPS = 2048 };
 
 static uint64_t seed, pid, state;
 
@@ -417,6 +418,9 @@ int main(int argc, char **argv)
 					      UFFD_FEATURE_EVENT_REMOVE };
 	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
 		fail("making a userfaultfd");
+	/* What is locked is not carried: all but the regions. */
+	if (getenv("POD_FROZEN") && mlockall(MCL_CURRENT))
+		fail("locking");
 	for (int i = 0; i < regions; i++) {
 		char *at = mmap(NULL, (pages + 1) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		struct uffdio_register r;
@@ -424,10 +428,17 @@ int main(int argc, char **argv)
 		if (at == MAP_FAILED || mprotect(at, pages * PAGE, PROT_READ | PROT_WRITE))
 			fail("mapping");
 		r = (struct uffdio_register){ .range = { (uint64_t)at, pages * PAGE }, .mode = UFFDIO_REGISTER_MODE_MISSING };
-		if (ioctl(uffd, UFFDIO_REGISTER, &r))
+		if (getenv("POD_FROZEN")) {
+			for (uint64_t *w = (uint64_t *)at; w < (uint64_t *)(at + pages * PAGE); w++)
+				if (content((uint64_t)w))
+					*w = content((uint64_t)w);
+		} else if (ioctl(uffd, UFFDIO_REGISTER, &r)) {
 			fail("registering");
+		}
 		list[2 * i] = (uint64_t)at;
 		list[2 * i + 1] = (uint64_t)at + pages * PAGE;
+		if (getenv("POD_FROZEN"))
+			continue; /* it is to have no other memory of any size */
 		if (i == 0 && threads) {
 			shared[0] = (struct shared){ .at = at, .pages = pages };
 			continue;
