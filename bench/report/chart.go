@@ -60,7 +60,7 @@ func (r *Report) Draw(dir string, c Chart) error {
 	if drawn == 0 {
 		return nil
 	}
-	if c.LogY {
+	if c.LogY && p.Y.Min > 0 {
 		p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, ticks{}
 		p.Y.Min = math.Pow(10, math.Floor(math.Log10(p.Y.Min)))
 		p.Y.Max *= 2 // for the legend
@@ -68,7 +68,9 @@ func (r *Report) Draw(dir string, c Chart) error {
 		p.Y.Min = min(0, p.Y.Min)
 		p.Y.Max *= 1.15
 	}
-	if c.LogX {
+	if c.LogX && p.X.Min > 0 {
+		// Not even a single point may make it an empty range.
+		p.X.Min, p.X.Max = p.X.Min/1.5, p.X.Max*1.5
 		p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, ticks{}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {

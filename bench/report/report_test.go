@@ -89,6 +89,7 @@ func TestCharts(t *testing.T) {
 	for _, c := range []Chart{
 		{File: "boxes", Title: "Boxes", Figure: "silence", Works: []string{"small", "large", "none"}, Contenders: []string{"podd", "other", "absent"}, LogY: true},
 		{File: "lines", Title: "Lines", Figure: "silence", Works: []string{"small", "large"}, Contenders: []string{"podd", "other"}, X: []float64{1, 1000}, XLabel: "size [MiB]", LogX: true},
+		{File: "point", Title: "One point", Figure: "silence", Works: []string{"small"}, Contenders: []string{"podd"}, X: []float64{1}, LogX: true, LogY: true},
 	} {
 		if err := r.Draw(dir, c); err != nil {
 			t.Fatal(err)
