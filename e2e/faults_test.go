@@ -84,6 +84,9 @@ func TestFaults(t *testing.T) {
 
 func runCell(t *testing.T, directory *etcdCluster, c recovery.Cell) {
 	s := newScene(t)
+	if c.Moment.Strategy != "" {
+		s.flags = []string{"--strategy", string(c.Moment.Strategy)}
+	}
 	point := c.Moment.Point(c.Victim)
 	s.begin(point, "stop")
 	node, stopped := nodes[c.Victim], nodeOf(point)

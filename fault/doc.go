@@ -13,8 +13,9 @@
 // "target:committed", when the pod is the target's but does not run yet,
 // "target:adopt", when its record is written, "target:resuming", when CRIU is about
 // to let it run, "target:unheard", when it runs and its network is still blocked,
-// and "target:resumed", when it can be heard and its images are still there;
-// "target:recover-pod" and "target:recover-restore", when podd takes over or
-// restores a pod that it finds. Checkpoint files have "checkpoint:frozen" and
+// "target:resumed", when it can be heard and its images are still there, and
+// "source:memory" and "target:memory", when the rest of its memory follows;
+// "target:recover-pod", "target:recover-restore" and "target:recover-memory", when
+// podd takes over or restores a pod that it finds, or takes over its pager. Checkpoint files have "checkpoint:frozen" and
 // "checkpoint:confirmed", "restore:unpacked" and "restore:committed".
 package fault

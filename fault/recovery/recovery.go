@@ -56,6 +56,9 @@ type Moment struct {
 	source, target string
 	// targetLeads says that it is the target that carries out this part.
 	targetLeads bool
+	// Strategy is how the move has to carry memory for the moment to come; empty
+	// if it always does.
+	Strategy pod.Strategy
 }
 
 // Point is where to stop a daemon so that the victim fails at this moment: its
@@ -70,22 +73,24 @@ func (m Moment) Point(v Victim) string {
 
 // Moments lists all, in order.
 var Moments = []Moment{
-	{"preflight", pod.StagePreflight, "source:preflight", "target:preflight", false},
-	{"reserve", pod.StageReserve, "source:reserve", "target:reserve", false},
-	{"presync", pod.StagePresync, "source:presync", "target:presync", false},
-	{"hold", pod.StageHold, "source:hold", "", false},
-	{"freeze", pod.StageFreeze, "source:freeze", "", false},
-	{"dump", pod.StageDump, "source:dump", "", false},
-	{"transfer", pod.StageTransfer, "source:transfer", "target:transfer", false},
-	{"restore", pod.StageRestore, "source:restore", "target:restore", false},
+	{"preflight", pod.StagePreflight, "source:preflight", "target:preflight", false, ""},
+	{"reserve", pod.StageReserve, "source:reserve", "target:reserve", false, ""},
+	{"presync", pod.StagePresync, "source:presync", "target:presync", false, ""},
+	{"hold", pod.StageHold, "source:hold", "", false, ""},
+	{"freeze", pod.StageFreeze, "source:freeze", "", false, ""},
+	{"dump", pod.StageDump, "source:dump", "", false, ""},
+	{"transfer", pod.StageTransfer, "source:transfer", "target:transfer", false, ""},
+	{"restore", pod.StageRestore, "source:restore", "target:restore", false, ""},
 	// From here on the target may commit any time.
-	{"restore asked for", pod.StageRestore, "source:restore-asked", "", false},
+	{"restore asked for", pod.StageRestore, "source:restore-asked", "", false, ""},
 	// Restored, and not committed.
-	{"commit", pod.StageCommit, "source:commit", "target:commit", true},
+	{"commit", pod.StageCommit, "source:commit", "target:commit", true, ""},
 	// Committed, and the pod does not run.
-	{"committed", pod.StageCommit, "source:committed", "target:committed", true},
+	{"committed", pod.StageCommit, "source:committed", "target:committed", true, ""},
 	// The pod runs on the target.
-	{"release", pod.StageRelease, "source:release", "target:release", true},
+	{"release", pod.StageRelease, "source:release", "target:release", true, ""},
+	// The rest of its memory follows.
+	{"memory", pod.StageMemory, "source:memory", "target:memory", true, pod.StrategyPostCopy},
 }
 
 // Cell is what is to be expected of one fault.

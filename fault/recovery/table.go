@@ -81,4 +81,12 @@ var table = []row{
 		Proxy:     {always(Goes), "As above"},
 		Directory: {always(Goes), "The source repeats the end of the move until the directory takes it"},
 	}},
+	{[]string{"memory"}, map[Victim]cell{
+		Source: {always(Goes),
+			"The frozen copy stays as it is. Target: the pod stands still if it needs memory that it has not got. Source, restarted: gives the rest, then kills the copy in silence"},
+		Target: {always(Goes),
+			"The pager goes on, and so does the pod. Source: keeps the copy until the pager or the directory says that all has come. Target, restarted: takes over pod and pager"},
+		Proxy:     {always(Goes), "Nobody needs it"},
+		Directory: {always(Goes), "The memory crosses without it. Both repeat what they have to say until the directory takes it"},
+	}},
 }
