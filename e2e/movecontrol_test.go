@@ -151,7 +151,7 @@ func (l *longDump) finish(t *testing.T) {
 // The pod of a move that is cancelled while it is frozen goes on at once.
 func TestCancelWhileFrozen(t *testing.T) {
 	l := newLongDump(t)
-	id := strings.TrimSpace(mustPodctl(t, "move", "--detach", l.name, "b"))
+	id := strings.TrimSpace(mustPodctl(t, "move", "--detach", "--strategy", "stop-copy", l.name, "b"))
 	l.awaitFrozen()
 	before := l.stream.Result().Received
 	began := time.Now()
@@ -176,7 +176,7 @@ func TestCancelWhileFrozen(t *testing.T) {
 
 func TestInterruptedMove(t *testing.T) {
 	l := newLongDump(t)
-	term := startOnTerminal(t, podctlCommand(bounded(t), "a", "move", l.name, "b"))
+	term := startOnTerminal(t, podctlCommand(bounded(t), "a", "move", "--strategy", "stop-copy", l.name, "b"))
 	term.expect("dump")
 	l.awaitFrozen()
 	term.keys("\x03")
@@ -225,7 +225,7 @@ func TestMoveLimits(t *testing.T) {
 		"--timeout=3s":         "stage dump failed: timeout of 3s exceeded: the move was given up after 3.",
 		"--max-downtime=600ms": "stage dump failed: max-downtime of 600ms exceeded: the pod was frozen for ",
 	} {
-		requireRefused(t, codeError, []string{want, l.name + " goes on running on a"}, "move", flag, l.name, "b")
+		requireRefused(t, codeError, []string{want, l.name + " goes on running on a"}, "move", "--strategy", "stop-copy", flag, l.name, "b")
 		l.requireUndone(t)
 	}
 	l.fast()

@@ -6,15 +6,20 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"podd/lab"
 )
+
+// strategyFlag is how memory is carried by moves whose test does not say.
+var strategyFlag = flag.String("strategy", "", "by which strategy pods are moved, unless a test names one; podd chooses if it is empty")
 
 // commandTimeout bounds every program that a test runs to its end.
 const commandTimeout = 2 * time.Minute
@@ -55,9 +60,23 @@ func bounded(t *testing.T) context.Context {
 
 // podctlCommand is a podctl that talks to the podd of a host.
 func podctlCommand(ctx context.Context, host string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(binDir, "podctl"), args...)
+	cmd := exec.CommandContext(ctx, filepath.Join(binDir, "podctl"), byStrategy(args)...)
 	cmd.Env = append(os.Environ(), "PODCTL_HOST=unix://"+theLab.Socket(host))
 	return cmd
+}
+
+// byStrategy adds -strategy to the arguments of a podctl that moves a pod, unless
+// they have a strategy.
+func byStrategy(args []string) []string {
+	if *strategyFlag == "" || len(args) < 2 || args[0] != "move" || slices.Contains([]string{"ls", "show", "wait", "cancel"}, args[1]) {
+		return args
+	}
+	for _, arg := range args {
+		if strings.HasPrefix(arg, "--strategy") || arg == "--cancel" {
+			return args
+		}
+	}
+	return slices.Concat([]string{"move", "--strategy", *strategyFlag}, args[1:])
 }
 
 // podctl asks the podd of host a and returns how podctl ended.
