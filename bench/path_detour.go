@@ -57,7 +57,7 @@ func newDetour(ctx context.Context, b *bench, server string) (_ *detour, err err
 	if _, err := exec.LookPath("haproxy"); err != nil {
 		return nil, fmt.Errorf("HAProxy is not installed (Debian's package haproxy): %w", err)
 	}
-	return d, d.start(exec.CommandContext(ctx, "nsenter", "--net="+b.lab.Namespace(transit), "--", "haproxy", "-db", "-q", "-f", config))
+	return d, d.start(exec.CommandContext(ctx, "nsenter", "--net="+b.lab.Namespace(transit), "--", "haproxy", "-db", "-f", config))
 }
 
 func (d *detour) start(cmd *exec.Cmd) error {
@@ -80,7 +80,7 @@ func (d *detour) close() error {
 // haproxyConfig forwards the server's TCP ports. Payload goes by splice(2),
 // which is the fastest that HAProxy can.
 func haproxyConfig(server netip.Addr) string {
-	text := "global\n\tmaxconn 20000\ndefaults\n\tmode tcp\n\toption splice-auto\n\ttimeout connect 5s\n\ttimeout client 60s\n\ttimeout server 60s\n"
+	text := "global\n\tmaxconn 2000\ndefaults\n\tmode tcp\n\toption splice-auto\n\ttimeout connect 5s\n\ttimeout client 60s\n\ttimeout server 60s\n"
 	for port := traffic.Port; port < traffic.Port+traffic.Ports-1; port++ {
 		text += fmt.Sprintf("listen port%d\n\tbind %s:%d\n\tserver one %s:%[1]d\n", port, transitAddress, port, server)
 	}

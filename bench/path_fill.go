@@ -81,7 +81,7 @@ func startFiller(ctx context.Context, l *lab.Lab) (*filler, error) {
 		return nil, fmt.Errorf("starting the filler: %w", err)
 	}
 	f := &filler{cmd: l.CommandContext(ctx, sides[0], self)}
-	f.cmd.Env = append(os.Environ(), fillerVariable+"="+l.StateDir(sides[0]))
+	f.cmd.Env = append(os.Environ(), fillerVariable+"="+trust.Dir(l.StateDir(sides[0])))
 	f.cmd.Stderr = os.Stderr
 	if f.stdin, err = f.cmd.StdinPipe(); err != nil {
 		return nil, fmt.Errorf("starting the filler: %w", err)
