@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -18,7 +19,7 @@ import (
 const (
 	controlName = "control"
 	// maxMessage bounds a request and an answer, in bytes.
-	maxMessage = 64 << 10
+	maxMessage = 16 << 10
 	// verifyPoll is how often it is looked whether what Verify waits for is there,
 	// watchPoll the same for changes of the status.
 	verifyPoll = 2 * time.Millisecond
@@ -30,7 +31,7 @@ const (
 // request is what podd asks a pager on a connection of its own; with attach comes
 // a userfaultfd.
 type request struct {
-	Op string `json:"op"` // attach, verify, run, status, watch
+	Op string `json:"op"` // attach, stream, flush, verify, run, status, watch
 	// PID of attach, in the pod.
 	PID int `json:"pid,omitempty"`
 	// Complete of verify: nothing may be missing. Wait is how long that may take.
@@ -139,31 +140,69 @@ func (s *server) failure() error {
 }
 
 func (s *server) serve(conn *net.UnixConn) error {
-	b, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := conn.ReadMsgUnix(b, oob)
-	if err != nil {
-		return fmt.Errorf("reading a request: %w", err)
-	}
-	var r request
-	if err := json.Unmarshal(b[:n], &r); err != nil {
-		return fmt.Errorf("reading a request: %w", err)
-	}
-	fds, err := descriptors(oob[:oobn])
+	r, fds, err := receive(conn)
 	if err != nil {
 		return err
 	}
-	if r.Op != "attach" || len(fds) != 1 {
+	if r.Op == "stream" {
+		return s.stream(conn)
+	}
+	return s.reply(conn, s.answer(r, fds))
+}
+
+// stream takes processes without an answer to each, until the other end has heard
+// that all were taken.
+func (s *server) stream(conn *net.UnixConn) error {
+	for {
+		r, fds, err := receive(conn)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if r.Op == "flush" {
+			return s.reply(conn, nil)
+		}
+		if err := s.answer(r, fds); err != nil {
+			s.fail(fmt.Errorf("attaching process %d: %w", r.PID, err))
+		}
+	}
+}
+
+// receive reads a request, and the userfaultfd that comes with attach.
+func receive(conn *net.UnixConn) (r request, fds []int, err error) {
+	b, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := conn.ReadMsgUnix(b, oob)
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	if err != nil {
+		return r, nil, fmt.Errorf("reading a request: %w", err)
+	}
+	if fds, err = descriptors(oob[:oobn]); err != nil {
+		return r, nil, err
+	}
+	err = json.Unmarshal(b[:n], &r)
+	if err != nil || r.Op != "attach" || len(fds) != 1 {
 		for _, fd := range fds {
 			unix.Close(fd)
 		}
 		fds = nil
 	}
-	err = s.answer(r, fds)
+	if err != nil {
+		return r, nil, fmt.Errorf("reading a request: %w", err)
+	}
+	return r, fds, nil
+}
+
+func (s *server) reply(conn *net.UnixConn, err error) error {
 	a := answer{Status: s.status()}
 	if err != nil {
 		a.Error = err.Error()
 	}
-	if b, err = json.Marshal(a); err != nil {
+	b, err := json.Marshal(a)
+	if err != nil {
 		return fmt.Errorf("answering: %w", err)
 	}
 	if _, err := conn.Write(b); err != nil && !errors.Is(err, net.ErrClosed) {

@@ -236,6 +236,10 @@ func (h *handler) end(s *space) error {
 	}
 	delete(h.spaces, s.id)
 	h.sortSpaces()
+	// Closing alone does not do it while somebody else has the descriptor.
+	if err := unix.EpollCtl(h.epoll, unix.EPOLL_CTL_DEL, int(s.uffd), nil); err != nil {
+		return fmt.Errorf("ending the filling of process %d: %w", s.pid, err)
+	}
 	if err := s.end(); err != nil {
 		return fmt.Errorf("ending the filling of process %d: %w", s.pid, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -44,6 +45,9 @@ type Pager struct {
 	wg     sync.WaitGroup
 	done   chan struct{}
 	events chan Status
+
+	streaming  sync.Mutex
+	streamConn *net.UnixConn // over which processes are attached, until Verify
 
 	mu       sync.Mutex
 	status   Status
@@ -220,11 +224,12 @@ func (p *Pager) pause() {
 }
 
 // Attach gives the pager the userfaultfd of a process that CRIU makes: pid is its
-// number in the pod. It duplicates the descriptor; from then on faults are served.
-// A process with that number from a restore that was given up is forgotten.
+// number in the pod. The caller keeps its own descriptor, and closes it: while
+// somebody else has one nothing reads as zeros when all is filled. Faults are
+// served from now on. Verify says whether the pager has taken it. A process with
+// that number from a restore that was given up is forgotten.
 func (p *Pager) Attach(ctx context.Context, pid int, uffd *os.File) error {
-	_, err := p.ask(ctx, request{Op: "attach", PID: pid}, uffd)
-	if err != nil {
+	if err := p.stream(ctx, pid, uffd); err != nil {
 		return fmt.Errorf("attaching process %d to the pager: %w", pid, err)
 	}
 	return nil
@@ -236,6 +241,9 @@ func (p *Pager) Attach(ctx context.Context, pid int, uffd *os.File) error {
 // this host. Then what changed last is filled, for a moment. Errors are reasons
 // not to commit.
 func (p *Pager) Verify(ctx context.Context, complete bool) error {
+	if err := p.flush(); err != nil {
+		return fmt.Errorf("verifying the pod's memory: attaching its processes: %w", err)
+	}
 	r := request{Op: "verify", Complete: complete, Wait: callTimeout / 2}
 	for {
 		_, err := p.ask(ctx, r, nil)
@@ -300,6 +308,12 @@ func (p *Pager) Wait(ctx context.Context) error {
 func (p *Pager) Close() {
 	p.cancel()
 	p.wg.Wait()
+	p.streaming.Lock()
+	defer p.streaming.Unlock()
+	if p.streamConn != nil {
+		p.streamConn.Close()
+		p.streamConn = nil
+	}
 	p.finish(p.Status(), ErrStopped)
 }
 

@@ -147,21 +147,80 @@ func (e *refusedError) Is(target error) bool {
 	return target == errNotYet && strings.HasPrefix(e.text, errNotYet.Error())
 }
 
-// call asks the pager once.
-func (p *Pager) call(ctx context.Context, r request, file *os.File) (Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
+// dial connects to the control socket.
+func (p *Pager) dial(ctx context.Context) (*net.UnixConn, error) {
 	dir, err := os.Open(p.o.Dir)
 	if err != nil {
-		return Status{}, fmt.Errorf("asking the pager: %w", err)
+		return nil, err
 	}
 	defer dir.Close()
 	var dialer net.Dialer
 	c, err := dialer.DialContext(ctx, "unixpacket", socketPath(dir))
 	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UnixConn), nil
+}
+
+// stream sends what is attached without waiting for an answer.
+func (p *Pager) stream(ctx context.Context, pid int, uffd *os.File) error {
+	p.streaming.Lock()
+	defer p.streaming.Unlock()
+	if p.streamConn == nil {
+		conn, err := p.dial(ctx)
+		if err != nil {
+			return err
+		}
+		if _, err := conn.Write([]byte(`{"op":"stream"}`)); err != nil {
+			conn.Close()
+			return err
+		}
+		p.streamConn = conn
+	}
+	b, err := json.Marshal(request{Op: "attach", PID: pid})
+	if err != nil {
+		return err
+	}
+	if err := p.streamConn.SetDeadline(time.Now().Add(callTimeout)); err != nil {
+		return err
+	}
+	if err := send(p.streamConn, b, uffd); err != nil {
+		p.streamConn.Close()
+		p.streamConn = nil
+		return err
+	}
+	return nil
+}
+
+// flush waits until the pager has taken all that was streamed to it. If it died
+// meanwhile it does not know of some.
+func (p *Pager) flush() error {
+	p.streaming.Lock()
+	defer p.streaming.Unlock()
+	if p.streamConn == nil {
+		return nil
+	}
+	conn := p.streamConn
+	p.streamConn = nil
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(callTimeout)); err != nil {
+		return err
+	}
+	if _, err := conn.Write([]byte(`{"op":"flush"}`)); err != nil {
+		return err
+	}
+	_, err := heed(conn)
+	return err
+}
+
+// call asks the pager once.
+func (p *Pager) call(ctx context.Context, r request, file *os.File) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := p.dial(ctx)
+	if err != nil {
 		return Status{}, fmt.Errorf("asking the pager: %w", err)
 	}
-	conn := c.(*net.UnixConn)
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
@@ -172,7 +231,12 @@ func (p *Pager) call(ctx context.Context, r request, file *os.File) (Status, err
 	if err := send(conn, b, file); err != nil {
 		return Status{}, fmt.Errorf("asking the pager: %w", err)
 	}
-	b = make([]byte, maxMessage)
+	return heed(conn)
+}
+
+// heed reads an answer.
+func heed(conn *net.UnixConn) (Status, error) {
+	b := make([]byte, maxMessage)
 	n, err := conn.Read(b)
 	if err != nil {
 		return Status{}, fmt.Errorf("asking the pager: %w", err)
