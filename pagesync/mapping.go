@@ -96,27 +96,28 @@ func (m mapping) carried(flags string) bool {
 	return n > 0
 }
 
-// carriedMappings reads /proc/PID/smaps.
-func carriedMappings(pid int) ([]span, error) {
+// carriedMappings reads /proc/PID/smaps. shared is how many bytes of the mappings
+// are other processes' too, since a fork: of a page that n have, (n-1)/n.
+func carriedMappings(pid int) (spans []span, shared int64, err error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer f.Close()
 	return parseSmaps(f)
 }
 
-func parseSmaps(r io.Reader) ([]span, error) {
+func parseSmaps(r io.Reader) (spans []span, shared int64, err error) {
 	in := bufio.NewReaderSize(r, 64<<10)
-	var spans []span
 	var m mapping
+	var resident, proportional int64 // of m, in KiB
 	for {
 		line, err := in.ReadSlice('\n')
 		if errors.Is(err, bufio.ErrBufferFull) {
-			return nil, errors.New("smaps has a line of more than 64 KiB")
+			return nil, 0, errors.New("smaps has a line of more than 64 KiB")
 		}
 		if err != nil && err != io.EOF {
-			return nil, err
+			return nil, 0, err
 		}
 		line = bytes.TrimSuffix(line, []byte("\n"))
 		if flags, ok := bytes.CutPrefix(line, []byte("VmFlags:")); ok {
@@ -128,21 +129,35 @@ func parseSmaps(r io.Reader) ([]span, error) {
 				}
 				if !m.empty() {
 					spans = append(spans, m.span)
+					shared += (resident - proportional) << 10
 				}
 			}
-			m = mapping{}
+			m, resident, proportional = mapping{}, 0, 0
+		} else if figure, ok := bytes.CutPrefix(line, []byte("Rss:")); ok {
+			resident = kibibytes(figure)
+		} else if figure, ok := bytes.CutPrefix(line, []byte("Pss:")); ok {
+			proportional = kibibytes(figure)
 		} else if len(line) > 0 && (line[0] < 'A' || line[0] > 'Z') {
 			// Lines of a mapping's figures begin with a capital letter.
 			next, ok := parseMapping(line)
 			if !ok {
-				return nil, fmt.Errorf("malformed line %q in smaps", line)
+				return nil, 0, fmt.Errorf("malformed line %q in smaps", line)
 			}
 			m = next
 		}
 		if err == io.EOF {
-			return spans, nil
+			return spans, shared, nil
 		}
 	}
+}
+
+// kibibytes reads a figure of smaps, such as "   132 kB".
+func kibibytes(figure []byte) int64 {
+	n, err := strconv.ParseInt(string(bytes.TrimSuffix(bytes.TrimSpace(figure), []byte(" kB"))), 10, 64)
+	if err != nil {
+		return 0 // it only helps to choose
+	}
+	return n
 }
 
 // The ioctl of /proc/PID/maps since Linux 6.11 (include/uapi/linux/fs.h).

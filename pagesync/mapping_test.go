@@ -12,7 +12,7 @@ import (
 )
 
 func smaps(line, flags string) string {
-	return line + "\nSize:                132 kB\nAnonHugePages:         0 kB\nVmFlags: " + flags + "\n"
+	return line + "\nSize:                132 kB\nRss:                 100 kB\nPss:                  40 kB\nAnonHugePages:         0 kB\nVmFlags: " + flags + "\n"
 }
 
 func TestCarriedMappings(t *testing.T) {
@@ -49,7 +49,7 @@ func TestCarriedMappings(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			other := smaps("7fff00000000-7fff00100000 rw-p 00000000 00:00 0 ", usual)
-			spans, err := parseSmaps(strings.NewReader(smaps(c.line, c.flags) + other))
+			spans, _, err := parseSmaps(strings.NewReader(smaps(c.line, c.flags) + other))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -67,7 +67,7 @@ func TestCarriedMappings(t *testing.T) {
 // TestTornSmaps: a mapping was changed while smaps was read.
 func TestTornSmaps(t *testing.T) {
 	const usual = "rd wr mr mw me ac sd"
-	spans, err := parseSmaps(strings.NewReader(
+	spans, shared, err := parseSmaps(strings.NewReader(
 		smaps("7f2e28fd5000-7f2e290b6000 rw-p 00000000 00:00 0", usual) +
 			smaps("7f2e29018000-7f2e290c0000 rw-p 00000000 00:00 0", usual) +
 			smaps("7f2e29018000-7f2e29060000 rw-p 00000000 00:00 0", usual)))
@@ -75,11 +75,14 @@ func TestTornSmaps(t *testing.T) {
 	if err != nil || !slices.Equal(spans, want) {
 		t.Errorf("%x, %v; want %x", spans, err, want)
 	}
+	if shared != 2*60<<10 {
+		t.Errorf("%d bytes are shared", shared)
+	}
 }
 
 func TestMalformedSmaps(t *testing.T) {
 	for _, s := range []string{"nonsense\n", "7f0e4c000000 rw-p 0 00:00 0\n", "7f0e4c000000-7f0e4c100000 rw 0 00:00 0\n", strings.Repeat("x", 1<<17)} {
-		if spans, err := parseSmaps(strings.NewReader(s)); err == nil {
+		if spans, _, err := parseSmaps(strings.NewReader(s)); err == nil {
 			t.Errorf("%.40q: %v", s, spans)
 		}
 	}
@@ -93,7 +96,7 @@ func TestStillCarried(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Munmap(b)
-	known, err := carriedMappings(os.Getpid())
+	known, _, err := carriedMappings(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,9 @@ type PassStats struct {
 	Regions   int
 	// Scanned is what the carried regions hold.
 	Scanned int64
+	// Shared is what of it the pod's processes share since a fork: the memory that
+	// they take is so much less.
+	Shared int64
 	// Changed is what was new or other than before.
 	Changed int64
 	// Sent counts bytes on the connection.
@@ -41,7 +44,7 @@ const lateSurvey = 100 * time.Millisecond
 
 // Survey finds the pod's processes and what of their memory is carried, and
 // sends nothing. Freeze goes by the last survey, a Pass's or this one; of the
-// stats it fills Processes, Regions, Scanned and Duration.
+// stats it fills Processes, Regions, Scanned, Shared and Duration.
 func (s *Source) Survey(ctx context.Context) (PassStats, error) {
 	if err := s.use(); err != nil {
 		return PassStats{}, err
@@ -90,7 +93,7 @@ func (s *Source) survey(ctx context.Context) (PassStats, error) {
 			}
 			s.processes = append(s.processes, p)
 		}
-		regions, err := carriedMappings(p.pid)
+		regions, shared, err := carriedMappings(p.pid)
 		if err == nil {
 			err = p.alive()
 		}
@@ -101,6 +104,7 @@ func (s *Source) survey(ctx context.Context) (PassStats, error) {
 			return stats, fmt.Errorf("reading the mappings of process %d: %w", p.pid, err)
 		}
 		p.regions = regions
+		stats.Shared += shared
 		now = append(now, p)
 	}
 	for _, p := range s.processes {

@@ -56,6 +56,9 @@ func (m *sourceMove) openMemory(ctx context.Context) error {
 		m.memoryBytes = survey.Scanned
 		m.chosen, m.reasonChosen, err = chooseStrategy(m.order.strategy, m.memoryBytes, nil)
 	}
+	if err == nil && m.chosen == "" && m.order.strategy == pod.StrategyAuto && sharesMuch(survey.Scanned, survey.Shared, m.record.Spec.MemoryBytes) {
+		m.chosen, m.reasonChosen = pod.StrategyStopCopy, fmt.Sprintf("its processes share %s of memory, which only CRIU lets them go on sharing", mebibytes(survey.Shared))
+	}
 	if err != nil || m.chosen != "" {
 		return errors.Join(err, source.Close())
 	}

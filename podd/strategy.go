@@ -16,7 +16,10 @@ const (
 	// littleMemory, in bytes, is carried by CRIU as fast as by podd; fewBytes
 	// that change in a pass make another one pointless.
 	littleMemory = 4 << 20
-	fewBytes     = 1 << 20
+	// muchShared, in bytes, is more than a host should have to find for a pod that
+	// came with less.
+	muchShared = 128 << 20
+	fewBytes   = 1 << 20
 	// shrinking is by what factor less must have changed in a pass than in the one
 	// before for another one to be worth it.
 	shrinking = 0.7
@@ -46,6 +49,16 @@ func chooseStrategy(asked pod.Strategy, memory int64, unable error) (chosen pod.
 		return pod.StrategyStopCopy, fmt.Sprintf("there is little memory: %s", mebibytes(memory)), nil
 	}
 	return "", "", nil
+}
+
+// sharesMuch reports whether a pod takes much more memory, in bytes, or more than
+// its limit (0 is none), when its processes have pages of their own that they
+// shared since a fork. That is what becomes of memory that podd carries.
+func sharesMuch(memory, shared, limit int64) bool {
+	if limit > 0 && shared > 0 && memory > limit/4*3 {
+		return true
+	}
+	return shared > muchShared && shared > memory/3
 }
 
 // askedFor is the reason for what was not podd's choice.

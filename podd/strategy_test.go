@@ -33,6 +33,26 @@ func TestChooseStrategy(t *testing.T) {
 	}
 }
 
+func TestSharesMuch(t *testing.T) {
+	const mib = 1 << 20
+	for name, test := range map[string]struct {
+		memory, shared, limit int64
+		want                  bool
+	}{
+		"nothing":                {500 * mib, 0, 0, false},
+		"little":                 {500 * mib, 50 * mib, 0, false},
+		"a small part":           {2000 * mib, 200 * mib, 0, false},
+		"most":                   {1000 * mib, 800 * mib, 0, true},
+		"fits into the limit":    {100 * mib, 30 * mib, 512 * mib, false},
+		"fills the limit":        {500 * mib, 30 * mib, 512 * mib, true},
+		"its own fill the limit": {500 * mib, 0, 512 * mib, false},
+	} {
+		if got := sharesMuch(test.memory, test.shared, test.limit); got != test.want {
+			t.Errorf("%s: got %v", name, got)
+		}
+	}
+}
+
 // A link of 1 GB/s, and one of 1 Gbit/s.
 func fast(scanned, changed int64) pass { return passAt(scanned, changed, 1<<30) }
 func slow(scanned, changed int64) pass { return passAt(scanned, changed, 120<<20) }
