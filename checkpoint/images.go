@@ -1,6 +1,8 @@
 package checkpoint
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -11,7 +13,11 @@ import (
 	"io"
 	"os"
 	"regexp"
-	"sort"
+	"runtime"
+	"slices"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"podd/reserve"
 )
@@ -82,9 +88,13 @@ func SendImages(w io.Writer, dir string) (ImageStats, error) {
 }
 
 func sendImages(w io.Writer, root *os.Root) (ImageStats, error) {
-	m, err := makeManifest(root)
+	files, err := readImages(root)
 	if err != nil {
 		return ImageStats{}, err
+	}
+	m := manifest{Files: make([]manifestFile, len(files))}
+	for i, f := range files {
+		m.Files[i] = f.manifestFile
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -93,69 +103,114 @@ func sendImages(w io.Writer, root *os.Root) (ImageStats, error) {
 	if len(b) > maxManifest {
 		return ImageStats{}, fmt.Errorf("%w: a manifest of %d bytes", ErrLimit, len(b))
 	}
+	out := bufio.NewWriterSize(w, pageBuffer)
 	head := append([]byte(imageStreamMagic), 0, 0, 0, 0)
 	binary.BigEndian.PutUint32(head[len(imageStreamMagic):], uint32(len(b)))
-	if _, err := w.Write(append(head, b...)); err != nil {
+	if _, err := out.Write(append(head, b...)); err != nil {
 		return ImageStats{}, err
 	}
 	var stats ImageStats
-	for _, f := range m.Files {
-		if err := sendFile(w, root, f); err != nil {
+	for _, f := range files {
+		if err := f.send(out, root); err != nil {
 			return stats, err
 		}
 		stats.Files++
 		stats.Bytes += f.Size
 	}
-	return stats, nil
+	return stats, out.Flush()
 }
 
-func makeManifest(root *os.Root) (manifest, error) {
-	m := manifest{Files: []manifestFile{}}
+const (
+	// smallImage is up to which size a file is handled in one piece, in bytes.
+	// Nearly all are of a few hundred.
+	smallImage = 1 << 20
+	// keptImages bounds what is kept of them between reading and sending.
+	keptImages = 64 << 20
+)
+
+// imageFile is a file to be sent, with its content if that was kept.
+type imageFile struct {
+	manifestFile
+	content []byte
+}
+
+// readImages reads the image files, in order of their names. There are hundreds, and
+// the pod is frozen: all processors take part.
+func readImages(root *os.Root) ([]imageFile, error) {
 	d, err := root.Open(".")
 	if err != nil {
-		return m, err
+		return nil, err
 	}
 	defer d.Close()
 	entries, err := d.ReadDir(-1)
 	if err != nil {
-		return m, err
+		return nil, err
 	}
-	sort.Slice(entries, func(i, j int) bool { return entries[i].Name() < entries[j].Name() })
+	var files []imageFile
 	for _, e := range entries {
-		if !e.Type().IsRegular() || !imageName.MatchString(e.Name()) {
-			continue
+		if e.Type().IsRegular() && imageName.MatchString(e.Name()) {
+			files = append(files, imageFile{manifestFile: manifestFile{Name: e.Name()}})
 		}
-		f, err := describe(root, e.Name())
-		if err != nil {
-			return m, err
-		}
-		m.Files = append(m.Files, f)
 	}
-	return m, nil
+	slices.SortFunc(files, func(a, b imageFile) int { return cmp.Compare(a.Name, b.Name) })
+	var next, kept atomic.Int64
+	var group errgroup.Group
+	for range runtime.GOMAXPROCS(0) {
+		group.Go(func() error {
+			for {
+				i := next.Add(1) - 1
+				if i >= int64(len(files)) {
+					return nil
+				}
+				if err := files[i].read(root, &kept); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	return files, group.Wait()
 }
 
-func describe(root *os.Root, name string) (manifestFile, error) {
-	f, err := root.Open(name)
-	if err != nil {
-		return manifestFile{}, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, f)
-	if err != nil {
-		return manifestFile{}, err
-	}
-	return manifestFile{Name: name, Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, nil
-}
-
-func sendFile(w io.Writer, root *os.Root, file manifestFile) error {
-	f, err := root.Open(file.Name)
+// read finds out size and digest, and keeps the content of a small file.
+func (f *imageFile) read(root *os.Root, kept *atomic.Int64) error {
+	file, err := root.Open(f.Name)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if _, err := io.CopyN(w, f, file.Size); err != nil {
-		return fmt.Errorf("%s: %w", file.Name, noEOF(err))
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if size := info.Size(); size <= smallImage && kept.Add(size) <= keptImages {
+		content := make([]byte, size)
+		if _, err := io.ReadFull(file, content); err != nil {
+			return fmt.Errorf("%s: %w", f.Name, noEOF(err))
+		}
+		digest := sha256.Sum256(content)
+		f.content, f.Size, f.SHA256 = content, size, hex.EncodeToString(digest[:])
+		return nil
+	}
+	h := sha256.New()
+	if f.Size, err = io.Copy(h, file); err != nil {
+		return err
+	}
+	f.SHA256 = hex.EncodeToString(h.Sum(nil))
+	return nil
+}
+
+func (f *imageFile) send(w io.Writer, root *os.Root) error {
+	if f.content != nil {
+		_, err := w.Write(f.content)
+		return err
+	}
+	file, err := root.Open(f.Name)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if _, err := io.CopyN(w, file, f.Size); err != nil {
+		return fmt.Errorf("%s: %w", f.Name, noEOF(err))
 	}
 	return nil
 }
@@ -252,7 +307,38 @@ func (m manifest) check(limits ImageLimits) error {
 	return nil
 }
 
-func receiveFile(r io.Reader, root *os.Root, file manifestFile, room *reserve.Meter) (err error) {
+func receiveFile(r io.Reader, root *os.Root, file manifestFile, room *reserve.Meter) error {
+	if file.Size > smallImage {
+		return receiveLarge(r, root, file, room)
+	}
+	content := make([]byte, file.Size)
+	if _, err := io.ReadFull(r, content); err != nil {
+		return noEOF(err)
+	}
+	if err := file.checkDigest(sha256.Sum256(content)); err != nil {
+		return err
+	}
+	f, err := root.OpenFile(file.Name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err = room.Add(int(f.Fd()), file.Size, 1); err != nil {
+		err = fmt.Errorf("%w: %w", ErrLimit, err)
+	} else {
+		_, err = f.Write(content)
+	}
+	return errors.Join(err, f.Close())
+}
+
+func (f manifestFile) checkDigest(digest [sha256.Size]byte) error {
+	if got := hex.EncodeToString(digest[:]); got != f.SHA256 {
+		return fmt.Errorf("%w: its digest is %s, not %s", ErrCorrupt, got, f.SHA256)
+	}
+	return nil
+}
+
+// receiveLarge is receiveFile piece by piece.
+func receiveLarge(r io.Reader, root *os.Root, file manifestFile, room *reserve.Meter) (err error) {
 	f, err := root.OpenFile(file.Name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -272,8 +358,5 @@ func receiveFile(r io.Reader, root *os.Root, file manifestFile, room *reserve.Me
 			break
 		}
 	}
-	if got := hex.EncodeToString(h.Sum(nil)); got != file.SHA256 {
-		return fmt.Errorf("%w: its digest is %s, not %s", ErrCorrupt, got, file.SHA256)
-	}
-	return nil
+	return file.checkDigest([sha256.Size]byte(h.Sum(nil)))
 }

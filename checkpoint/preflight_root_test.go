@@ -133,6 +133,8 @@ func TestPreflight(t *testing.T) {
 				end()
 				t.Fatalf("%q, %v", line, err)
 			}
+			// Before that the connection is the other end's alone.
+			eventually(t, "the pod accepts", func() bool { return len(s.preflight(t, p.pid)) > 0 })
 			return 0, 1, end, true
 		}, "leaves the pod", ""},
 

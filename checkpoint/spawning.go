@@ -2,10 +2,10 @@ package checkpoint
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -69,15 +69,19 @@ func spawning(cgroup string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	members := map[int]bool{}
+	var pids []int
 	for word := range strings.FieldsSeq(string(list)) {
 		pid, err := strconv.Atoi(word)
 		if err != nil {
 			return 0, fmt.Errorf("malformed list of processes: %w", err)
 		}
-		members[pid] = true
+		pids = append(pids, pid)
 	}
-	for pid := range members {
+	shared, err := sharingMemory(pids)
+	if err != nil {
+		return 0, err
+	}
+	for pid, space := range shared {
 		stat, err := readStat(pid)
 		if gone(err) {
 			continue
@@ -85,30 +89,45 @@ func spawning(cgroup string) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if stat.state == 'Z' || !members[stat.parent] {
-			continue // it has no memory, or its parent is none of the pod's
-		}
-		shared, err := sharesMemory(pid, stat.parent)
-		if err != nil {
-			return 0, err
-		}
-		if shared {
+		// A zombie has no memory, as all others.
+		if parent, member := shared[stat.parent]; stat.state != 'Z' && member && parent == space {
 			return pid, nil
 		}
 	}
 	return 0, nil
 }
 
-// sharesMemory reports whether two processes have one address space, by kcmp(2),
-// which CRIU needs too.
-func sharesMemory(pid, other int) (bool, error) {
-	const kcmpVM = 1 // include/uapi/linux/kcmp.h
-	result, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid), uintptr(other), kcmpVM, 0, 0, 0)
-	switch {
-	case errno == 0:
-		return result == 0, nil
-	case errors.Is(errno, unix.ESRCH): // one has ended
-		return false, nil
+// sharingMemory returns those of the processes that have an address space in common
+// with another, each with a number for it. kcmp(2), which CRIU needs too, puts
+// address spaces in an order: sorting takes less than reading who is whose parent.
+func sharingMemory(pids []int) (map[int]int, error) {
+	var failed error
+	compare := func(a, b int) int {
+		const kcmpVM = 1 // include/uapi/linux/kcmp.h
+		result, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(a), uintptr(b), kcmpVM, 0, 0, 0)
+		switch {
+		case errno == 0 && result == 0:
+			return 0
+		case errno == 0 && result == 1:
+			return -1
+		case errno == 0 && result == 2, errno == unix.ESRCH: // one has ended
+			return 1
+		}
+		failed = fmt.Errorf("comparing processes %d and %d: %w", a, b, errno)
+		return 0
 	}
-	return false, fmt.Errorf("comparing processes %d and %d: %w", pid, other, errno)
+	slices.SortFunc(pids, compare)
+	shared := map[int]int{}
+	for i := 1; i < len(pids); i++ {
+		if compare(pids[i-1], pids[i]) != 0 {
+			continue
+		}
+		space, known := shared[pids[i-1]]
+		if !known {
+			space = i
+			shared[pids[i-1]] = space
+		}
+		shared[pids[i]] = space
+	}
+	return shared, failed
 }
