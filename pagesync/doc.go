@@ -4,6 +4,27 @@
 // hashes what it has sent; Reader and Writer are the frames that it and the
 // pager at the other end exchange.
 //
+// # What is carried
+//
+// Private anonymous memory that can be written and not executed, in mappings of
+// 64 KiB and more; smaps says which (see mapping.carried), and nothing is carried
+// that CRIU would not restore lazily. In the freeze only maps is read, and what a
+// survey has not seen shortly before, a new process or a new mapping, is left to
+// CRIU; so are the pages that stack pointers point to.
+//
+// # Passes
+//
+// PAGEMAP_SCAN finds the pages that have content, process_vm_readv copies them,
+// 64 at a time, and their hashes (128 bits, with a secret seed) are compared with
+// those of what was sent last. A hash is a claim about the target's store, not
+// about the source: that at an address of a process, by its number in the pod, it
+// has such content. So it does not matter what becomes of mappings and processes
+// in between. Two things end such a claim: a page is in no region of a pass any more
+// (the pager may forget it then), or the connection is lost.
+//
+// The frozen pod's memory is scanned and compared once more. Pages that changed in
+// the last passes are first: they are the likeliest to be different and to be used.
+//
 // # Frames
 //
 // A frame is a header of 24 bytes, little-endian, and its payload:

@@ -177,9 +177,16 @@ func (s *Source) findPresentOf(p *process, l *link) error {
 			gap.start += n * PageSize
 		}
 	}
+	if len(p.regions) == 0 {
+		return nil
+	}
+	sc, err := p.frozenScanner()
+	if err != nil {
+		return err
+	}
 	for _, r := range p.regions {
 		reached := r.start
-		err := p.scanner.each(r, func(present span) {
+		err := sc.each(r, func(present span) {
 			absent(span{reached, present.start})
 			reached = present.end
 			s.remaining.Add(present.bytes())

@@ -85,14 +85,10 @@ func (p *process) freeze() error {
 		pointers, err = stackPointers(p.pid)
 	}
 	if err == nil {
-		p.scanner, err = newScanner(p.pid)
-	}
-	if err == nil {
 		err = p.alive()
 	}
 	if gone(err) {
 		p.regions = nil
-		p.closeScanner()
 		return nil
 	}
 	if err != nil {

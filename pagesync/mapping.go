@@ -182,18 +182,19 @@ type procmap struct {
 // grown, its new part as well, for its flags are the same. It reads maps, which
 // costs less than smaps, and of it only what is asked for.
 func stillCarried(pid int, known []span) ([]span, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
+	name := fmt.Sprintf("/proc/%d/maps", pid)
+	fd, err := openProc(name)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	var spans []span
 	var reached uint64
 	for _, k := range known {
 		for at := max(k.start, reached); at < k.end; {
 			q := procmap{queryFlags: procmapNext, queryAddr: at}
 			q.size = uint64(unsafe.Sizeof(q))
-			_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), procmapQuery, uintptr(unsafe.Pointer(&q)))
+			_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), procmapQuery, uintptr(unsafe.Pointer(&q)))
 			switch errno {
 			case 0:
 			case unix.EINTR:
@@ -203,7 +204,7 @@ func stillCarried(pid int, known []span) ([]span, error) {
 			case unix.ESRCH:
 				return nil, unix.ESRCH
 			case unix.ENOTTY:
-				return stillCarriedByText(f, known)
+				return stillCarriedByText(name, known)
 			default:
 				return nil, os.NewSyscallError("PROCMAP_QUERY", errno)
 			}
@@ -221,8 +222,8 @@ func stillCarried(pid int, known []span) ([]span, error) {
 }
 
 // stillCarriedByText is stillCarried for kernels before 6.11.
-func stillCarriedByText(maps *os.File, known []span) ([]span, error) {
-	b, err := io.ReadAll(maps)
+func stillCarriedByText(maps string, known []span) ([]span, error) {
+	b, err := os.ReadFile(maps)
 	if err != nil {
 		return nil, err
 	}
@@ -239,11 +240,26 @@ func stillCarriedByText(maps *os.File, known []span) ([]span, error) {
 	return spans, nil
 }
 
+// mostThreads is how many threads a process has at most whose stack pointers are
+// looked for: each costs the freeze 5 to 10 microseconds, and with more most wait
+// for something.
+const mostThreads = 4
+
 // stackPointers returns the stack pointers of a frozen process's threads, of
 // those that the kernel tells. CRIU keeps the pages that hold them out of what
-// is restored lazily (is_stack in criu/mem.c): the threads go on there at once.
+// is restored lazily (is_stack in criu/mem.c), for the threads go on there at
+// once; elsewhere they would wait for a fault. A process's only thread is not
+// looked at: its stack is not carried at all.
 func stackPointers(pid int) ([]uint64, error) {
 	dir := fmt.Sprintf("/proc/%d/task", pid)
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	// The directory has a link for each thread, "." and "..".
+	if threads := st.Nlink - 2; threads < 2 || threads > mostThreads {
+		return nil, nil
+	}
 	entries, err := readNames(dir)
 	if err != nil {
 		return nil, err
@@ -272,8 +288,8 @@ func stackPointers(pid int) ([]uint64, error) {
 	return pointers, nil
 }
 
-// readNames and readSmall are for /proc in the freeze: os.ReadDir and
-// os.ReadFile cost twice as much by what they do for other files.
+// readNames, openProc and readSmall are for /proc in the freeze: what os has for
+// that costs twice as much, by what it does for other files.
 func readNames(dir string) ([]string, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -283,10 +299,18 @@ func readNames(dir string) ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
-func readSmall(name string, b []byte) (int, error) {
+func openProc(name string) (int, error) {
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return 0, &os.PathError{Op: "open", Path: name, Err: err}
+		return -1, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return fd, nil
+}
+
+func readSmall(name string, b []byte) (int, error) {
+	fd, err := openProc(name)
+	if err != nil {
+		return 0, err
 	}
 	defer unix.Close(fd)
 	for {

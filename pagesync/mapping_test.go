@@ -118,12 +118,7 @@ func TestStillCarried(t *testing.T) {
 	if err != nil || !holds(now) {
 		t.Errorf("by ioctl %x, %v", now, err)
 	}
-	maps, err := os.Open("/proc/self/maps")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer maps.Close()
-	byText, err := stillCarriedByText(maps, known)
+	byText, err := stillCarriedByText("/proc/self/maps", known)
 	if err != nil || !reflect.DeepEqual(byText, now) {
 		t.Errorf("by text %x, %v; by ioctl %x", byText, err, now)
 	}

@@ -129,19 +129,16 @@ func (s *Source) frozenOrEnded() bool {
 }
 
 // eachPresent calls found for the pages of the process's regions that hold
-// content. It opens the scanner and closes it unless the pod is frozen.
+// content.
 func (p *process) eachPresent(found func(span)) error {
 	if len(p.regions) == 0 {
 		return nil
 	}
-	sc := p.scanner
-	if sc == nil {
-		var err error
-		if sc, err = newScanner(p.pid); err != nil {
-			return err
-		}
-		defer sc.close()
+	sc, err := newScanner(p.pid)
+	if err != nil {
+		return err
 	}
+	defer sc.close()
 	for _, r := range p.regions {
 		if err := sc.each(r, found); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -156,7 +157,10 @@ type process struct {
 	regions []span // what is carried, by the last survey or Freeze
 	chunks  map[uint64]*chunk
 	passes  int // that the process has seen from start to end
-	scanner *scanner
+
+	// Once the pod is frozen; see frozenScanner.
+	scannerMu sync.Mutex
+	scanner   *scanner
 }
 
 // openProcess returns ESRCH if the process has ended, or its pid belongs to
@@ -181,14 +185,26 @@ func openProcess(id identity) (*process, error) {
 
 func (p *process) close() {
 	unix.Close(p.pidfd)
-	p.closeScanner()
-}
-
-func (p *process) closeScanner() {
 	if p.scanner != nil {
 		p.scanner.close()
-		p.scanner = nil
 	}
+}
+
+// frozenScanner returns a scanner of the frozen process, for one goroutine; it
+// stays open until close.
+func (p *process) frozenScanner() (*scanner, error) {
+	p.scannerMu.Lock()
+	defer p.scannerMu.Unlock()
+	if p.scanner == nil {
+		var err error
+		if p.scanner, err = newScanner(p.pid); err != nil {
+			return nil, fmt.Errorf("opening the page map of frozen process %d: %w", p.pid, err)
+		}
+		if err := p.alive(); err != nil {
+			return nil, fmt.Errorf("opening the page map of frozen process %d: %w", p.pid, err)
+		}
+	}
+	return p.scanner.clone(), nil
 }
 
 // alive returns ESRCH once the process was reaped: what was read by its pid

@@ -113,16 +113,13 @@ func Reopen(o SourceOptions, regions ...Region) (*Source, error) {
 	}
 	for _, id := range found {
 		p, err := openProcess(id)
-		if err == nil {
-			s.processes = append(s.processes, p)
-			p.scanner, err = newScanner(p.pid)
-		}
 		if gone(err) {
-			continue // a zombie, which has no memory
+			continue
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("opening process %d: %w", id.pid, err), s.Close())
 		}
+		s.processes = append(s.processes, p)
 	}
 	s.phase, s.regions = frozen, slices.Clone(regions)
 	return s, nil

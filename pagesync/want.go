@@ -130,7 +130,10 @@ func (s *Source) look(c *copier, scanners map[int]*scanner, r Region) ([]Frame, 
 	}
 	sc := scanners[r.PID]
 	if sc == nil {
-		sc = p.scanner.clone()
+		var err error
+		if sc, err = p.frozenScanner(); err != nil {
+			return nil, err
+		}
 		scanners[r.PID] = sc
 	}
 	address := r.Start &^ (chunkSize - 1)
@@ -160,7 +163,7 @@ func (s *Source) look(c *copier, scanners map[int]*scanner, r Region) ([]Frame, 
 // frozenProcess finds a process by its pid in the pod.
 func (s *Source) frozenProcess(inPod int) *process {
 	for _, p := range s.processes {
-		if p.inPod == inPod && p.scanner != nil {
+		if p.inPod == inPod {
 			return p
 		}
 	}
