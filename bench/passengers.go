@@ -25,7 +25,9 @@ const (
 
 // counting is the client of the server in package workload.
 type counting struct {
-	probe  *probe.Probe
+	probe *probe.Probe
+	// memory is the most that was resident. Later it may be less: what is not
+	// touched after a move need not be mapped.
 	memory uint64
 }
 
@@ -34,11 +36,11 @@ func (c *counting) board(ctx context.Context, l *lab.Lab, address netip.Addr) er
 	if err != nil {
 		return err
 	}
-	c.probe = probe.New(conn, probe.Counting{})
+	c.probe, c.memory = probe.New(conn, probe.Counting{}), 0
 	return nil
 }
 
-func (c *counting) depart(ctx context.Context) (err error) {
+func (c *counting) depart(ctx context.Context) error {
 	c.probe.Start()
 	if err := pause(ctx, warmUp); err != nil {
 		return err
@@ -46,9 +48,11 @@ func (c *counting) depart(ctx context.Context) (err error) {
 	if _, err := c.probe.Stop(ctx); err != nil {
 		return err
 	}
-	if c.memory, err = probe.AskWord(ctx, c.probe, workload.AskMemory); err != nil {
+	memory, err := probe.AskWord(ctx, c.probe, workload.AskMemory)
+	if err != nil {
 		return err
 	}
+	c.memory = max(c.memory, memory)
 	// That forgets the time when it was idle.
 	if _, err := probe.AskWord(ctx, c.probe, workload.AskGap); err != nil {
 		return err

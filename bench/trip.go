@@ -127,18 +127,19 @@ func (t *trip) end(ctx context.Context) error {
 }
 
 // entry is a trip in a work: by whom, and for what if it is another work than
-// that of the others.
+// that of the others, and in every how many rounds if not in each.
 type entry struct {
-	by   string
-	trip *trip
-	work string
+	by    string
+	trip  *trip
+	work  string
+	every int
 }
 
 // trips does a work by several contenders that each move a thing of their own.
 func (b *bench) trips(ctx context.Context, work string, repetitions int, entries ...entry) error {
 	var contenders []measure.Contender
 	for _, e := range entries {
-		contenders = append(contenders, measure.Contender{Name: e.by, Work: e.work, Once: e.trip.once})
+		contenders = append(contenders, measure.Contender{Name: e.by, Work: e.work, Every: e.every, Once: e.trip.once})
 	}
 	err := b.workTimes(ctx, work, repetitions, contenders...)
 	for _, e := range entries {

@@ -15,6 +15,9 @@ type Contender struct {
 	// Work is what its figures are noted under where it does not do the same
 	// work as the others, such as a larger one.
 	Work string
+	// Every, if it is above 1, has it do the work only in every such round:
+	// what is slow and is no part of a verdict.
+	Every int
 	// Once does the work once and returns what it measured. It leaves things
 	// so that it can be called again, also after an error.
 	Once func(ctx context.Context) (Values, error)
@@ -36,7 +39,7 @@ func Alternate(ctx context.Context, r *Record, work string, repetitions int, con
 	failures := make([]int, len(contenders))
 	for round := range repetitions + 1 {
 		for i, c := range contenders {
-			if failures[i] >= maxFailures {
+			if failures[i] >= maxFailures || c.Every > 1 && round%c.Every != 0 {
 				continue
 			}
 			work := work

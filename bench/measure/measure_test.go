@@ -72,6 +72,18 @@ func TestAlternate(t *testing.T) {
 	}
 }
 
+func TestAlternateEvery(t *testing.T) {
+	calls := 0
+	once := func(context.Context) (Values, error) { calls++; return Values{"n": 1}, nil }
+	var r Record
+	if err := Alternate(t.Context(), &r, "work", 15, []Contender{{Name: "slow", Every: 3, Once: once}}, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Samples(Key{"work", "slow", "n"}); len(got) != 5 || calls != 6 {
+		t.Errorf("%d samples of %d calls", len(got), calls)
+	}
+}
+
 func TestAlternateGivesUp(t *testing.T) {
 	calls := map[string]int{}
 	failing := func(name string, err error) Contender {

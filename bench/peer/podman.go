@@ -68,7 +68,7 @@ func (p *Podman) Start(ctx context.Context) error {
 	}
 	return run(ctx, p.command(0, append([]string{
 		"run", "--detach", "--name", p.Container.Name, "--network", "ns:" + p.network(), "--cgroup-parent", "/podd-lab-bench-" + p.Container.Name,
-		"--log-driver", "none", image,
+		"--log-driver", "none", "--ulimit", "host", image,
 	}, p.Container.Args...)...)...)
 }
 
