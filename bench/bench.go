@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"podd/bench/measure"
@@ -34,6 +35,16 @@ type bench struct {
 // figure registers a figure that is measured; tables have them in this order.
 func (b *bench) figure(name, unit, about string) {
 	b.report.Figures = append(b.report.Figures, report.Figure{Name: name, Unit: unit, About: about})
+}
+
+// rank has the contenders compared by figures of which less, or more, is
+// better: where podd is behind is said below the tables.
+func (b *bench) rank(better string, figures ...string) {
+	for i, f := range b.report.Figures {
+		if slices.Contains(figures, f.Name) {
+			b.report.Figures[i].Better = better
+		}
+	}
 }
 
 // bar registers a limit.

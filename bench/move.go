@@ -100,6 +100,7 @@ func (b *bench) moveFigures() {
 	b.figure(total, "ms", "from the command to its end")
 	b.figure(sent, "B", "what crossed the source's link during the move; of peers, the size of the images")
 	b.figure(resident, "B", "the memory that the program had in use")
+	b.rank("less", silence, freeze, excision, insertion, total, sent)
 	key := func(work, by, figure string) measure.Key {
 		return measure.Key{Work: work, Contender: by, Figure: figure}
 	}

@@ -21,6 +21,8 @@ type Figure struct {
 	Unit string `json:"unit"` // "ms", "us", "B", "/s", ...
 	// About says what it is, in a line.
 	About string `json:"about"`
+	// Better is "less" or "more" where the contenders are ranked by it.
+	Better string `json:"better,omitempty"`
 }
 
 // Report is what one part of the benchmark has found.

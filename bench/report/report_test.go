@@ -116,6 +116,16 @@ func TestCharts(t *testing.T) {
 	}
 }
 
+func TestBehind(t *testing.T) {
+	r := sample(t)
+	for better, want := range map[string]int{"": 0, "less": 0, "more": 2} {
+		r.Figures[0].Better = better
+		if got := r.Behind(); len(got) != want {
+			t.Errorf("if %q is better: %q", better, got)
+		}
+	}
+}
+
 func TestFormat(t *testing.T) {
 	for _, test := range []struct {
 		value float64

@@ -70,6 +70,12 @@ func (r *Report) WriteMarkdown(w io.Writer) error {
 	for _, note := range r.Notes {
 		fmt.Fprintf(w, "- %s\n", note)
 	}
+	if lines := r.Behind(); len(lines) > 0 {
+		fmt.Fprintf(w, "\nWhere podd's median is **not** the best of this run:\n\n")
+		for _, line := range lines {
+			fmt.Fprintf(w, "- %s\n", line)
+		}
+	}
 	_, err := fmt.Fprintln(w)
 	return err
 }
