@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 
 	"github.com/vishvananda/netlink"
 
@@ -47,11 +48,11 @@ func newDetour(ctx context.Context, b *bench, server string) (_ *detour, err err
 	if err := routeDetour(b.lab); err != nil {
 		return nil, err
 	}
-	if err := d.start(b.lab.CommandContext(ctx, sides[0], server)); err != nil {
+	if err := d.start(b.lab.CommandContext(ctx, sides[0], server, strconv.Itoa(traffic.Port), plainAddress.String())); err != nil {
 		return nil, err
 	}
 	config := filepath.Join(b.dir, "haproxy.cfg")
-	if err := os.WriteFile(config, []byte(haproxyConfig(b.lab.Address(sides[0]))), 0o644); err != nil {
+	if err := os.WriteFile(config, []byte(haproxyConfig()), 0o644); err != nil {
 		return nil, fmt.Errorf("configuring HAProxy: %w", err)
 	}
 	if _, err := exec.LookPath("haproxy"); err != nil {
@@ -79,10 +80,10 @@ func (d *detour) close() error {
 
 // haproxyConfig forwards the server's TCP ports. Payload goes by splice(2),
 // which is the fastest that HAProxy can.
-func haproxyConfig(server netip.Addr) string {
+func haproxyConfig() string {
 	text := "global\n\tmaxconn 2000\ndefaults\n\tmode tcp\n\toption splice-auto\n\ttimeout connect 5s\n\ttimeout client 60s\n\ttimeout server 60s\n"
 	for port := traffic.Port; port < traffic.Port+traffic.Ports-1; port++ {
-		text += fmt.Sprintf("listen port%d\n\tbind %s:%d\n\tserver one %s:%[1]d\n", port, transitAddress, port, server)
+		text += fmt.Sprintf("listen port%[1]d\n\tbind %[2]s:%[1]d\n\tserver one %[3]s:%[1]d\n", port, transitAddress, plainAddress)
 	}
 	return text
 }

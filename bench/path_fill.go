@@ -232,7 +232,7 @@ func (p *pather) memoryOf(n int) error {
 		}
 		note(figure, size)
 	}
-	file, err := os.Stat(filepath.Join(p.lab.StateDir(lab.Proxy), "directory", "member", "snap", "db"))
+	file, err := os.Stat(filepath.Join(p.lab.StateDir(lab.Proxy), "directory", "etcd", "member", "snap", "db"))
 	if err != nil {
 		return fmt.Errorf("looking at the directory's file: %w", err)
 	}

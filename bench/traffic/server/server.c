@@ -1,9 +1,10 @@
 /*
  * server is the far end of the benchmark of the data path:
  *
- *	server [PORT]
+ *	server [PORT [ADDRESS]]
  *
- * It listens on PORT and the four ports after it, 7100 if none is given:
+ * It listens on PORT and the four ports after it, 7100 if none is given, of all
+ * addresses or of one:
  *	PORT    TCP  sends back what comes
  *	PORT+1  TCP  counts the bytes that come and says at their end how many
  *	             (8 bytes, big endian)
@@ -15,6 +16,7 @@
  * It is C and blocks in the kernel, so that what is measured is the way to it.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <endian.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -36,11 +38,11 @@ static void die(const char *what)
 	exit(1);
 }
 
+static struct in_addr own = { .s_addr = INADDR_ANY };
+
 static int open_port(int type, int port)
 {
-	struct sockaddr_in address = {
-		.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_ANY)
-	};
+	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr = own };
 	int one = 1, s = socket(AF_INET, type | SOCK_CLOEXEC, 0);
 
 	if (s < 0)
@@ -173,6 +175,10 @@ int main(int argc, char **argv)
 	pthread_t thread;
 	int datagrams, size = 4 << 20;
 
+	if (argc > 2 && !inet_aton(argv[2], &own)) {
+		fprintf(stderr, "server: no address: %s\n", argv[2]);
+		return 2;
+	}
 	signal(SIGPIPE, SIG_IGN);
 	datagrams = open_port(SOCK_DGRAM, port + 4);
 	setsockopt(datagrams, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
