@@ -106,13 +106,15 @@ func (c *Client) Connects(threads int, d time.Duration) (rate float64, err error
 	for i := range threads {
 		wg.Go(func() {
 			failures[i] = c.Within(func() error {
-				for time.Since(begin) < d {
+				for {
 					if err := c.connectOnce(); err != nil {
 						return err
 					}
 					counts[i]++
+					if time.Since(begin) >= d {
+						return nil
+					}
 				}
-				return nil
 			})
 		})
 	}
