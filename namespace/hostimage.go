@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -107,49 +107,104 @@ func hostHidden(own ...string) ([]hidden, error) {
 		list = append(list, hidden{path: dir[1:], dir: true, mode: 0o700})
 	}
 	slices.SortFunc(list, func(a, b hidden) int { return strings.Compare(a.path, b.path) })
-	for _, top := range scanned {
-		if list, err = scan(top, own, list); err != nil {
-			return nil, err
-		}
+	found := make([][]hidden, len(scanned))
+	var scans errgroup.Group
+	for i, top := range scanned {
+		scans.Go(func() (err error) {
+			if found[i], err = scan(top, own); err != nil {
+				err = fmt.Errorf("looking for private files below %s: %w", top, err)
+			}
+			return err
+		})
 	}
-	return list, nil
+	if err := scans.Wait(); err != nil {
+		return nil, err
+	}
+	return slices.Concat(append([][]hidden{list}, found...)...), nil
 }
 
-// scan adds what is not for everyone below top. Other mounts are skipped:
-// overlay does not show them.
-func scan(top string, own []string, list []hidden) ([]hidden, error) {
-	var device uint64
-	err := filepath.WalkDir(top, func(path string, entry fs.DirEntry, err error) error {
-		var info fs.FileInfo
-		if err == nil {
-			info, err = entry.Info()
-		}
-		if errors.Is(err, fs.ErrNotExist) { // the host lives on, or there is no top
-			return nil
-		}
-		if err != nil {
+// scan lists what is not for everyone below top.
+func scan(top string, own []string) ([]hidden, error) {
+	dir, err := os.Open(top)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	st, err := fstat(dir)
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	s := &scanner{own: own, device: st.Dev}
+	err = s.scan(dir, top)
+	return s.list, err
+}
+
+// scanner walks through a tree by descriptors: there are thousands of files, and
+// names of one component are found in half of the time that whole paths take.
+type scanner struct {
+	own    []string
+	device uint64
+	list   []hidden
+}
+
+// scan adds what is not for everyone in a directory, which it closes. Other
+// mounts are skipped: overlay does not show them.
+func (s *scanner) scan(dir *os.File, path string) error {
+	defer dir.Close()
+	entries, err := dir.ReadDir(-1)
+	if errors.Is(err, fs.ErrNotExist) { // it was deleted since
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if err := s.look(dir, entry, path+"/"+entry.Name()); err != nil {
 			return err
 		}
-		st := info.Sys().(*syscall.Stat_t)
-		if path == top {
-			device = st.Dev
-			return nil
-		}
-		switch {
-		case info.IsDir() && (st.Dev != device || slices.Contains(own, path) || skeleton[path[1:]] != 0):
-			return filepath.SkipDir
-		case info.IsDir() && st.Mode&0o5 != 0o5:
-			list = append(list, hidden{path[1:], true, st.Mode & 0o7777, int(st.Uid), int(st.Gid)})
-			return filepath.SkipDir
-		case !info.IsDir() && info.Mode()&fs.ModeSymlink == 0 && st.Mode&0o4 == 0, strings.HasPrefix(path, hostKeys):
-			list = append(list, hidden{path: path[1:]})
+	}
+	return nil
+}
+
+func (s *scanner) look(parent *os.File, entry fs.DirEntry, path string) error {
+	if strings.HasPrefix(path, hostKeys) && !entry.IsDir() {
+		s.list = append(s.list, hidden{path: path[1:]})
+		return nil
+	}
+	if entry.Type()&fs.ModeSymlink != 0 {
+		return nil
+	}
+	var st unix.Stat_t
+	err := unix.Fstatat(int(parent.Fd()), entry.Name(), &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == unix.ENOENT { // the host lives on
+		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "fstatat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if st.Mode&0o4 == 0 && st.Mode&unix.S_IFMT != unix.S_IFLNK {
+			s.list = append(s.list, hidden{path: path[1:]})
 		}
 		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("looking for private files below %s: %w", top, err)
 	}
-	return list, nil
+	switch {
+	case st.Dev != s.device || slices.Contains(s.own, path) || skeleton[path[1:]] != 0:
+		return nil
+	case st.Mode&0o5 != 0o5:
+		s.list = append(s.list, hidden{path[1:], true, st.Mode & 0o7777, int(st.Uid), int(st.Gid)})
+		return nil
+	}
+	fd, err := unix.Openat(int(parent.Fd()), entry.Name(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP { // it was another one's since
+		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "openat", Path: path, Err: err}
+	}
+	return s.scan(os.NewFile(uintptr(fd), path), path)
 }
 
 // cover hides one path, unless the upper layer has something of its own there.
