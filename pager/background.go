@@ -206,6 +206,9 @@ func (h *handler) arrived() error {
 		return nil
 	}
 	queue, overflow, all := h.content.takeArrivals()
+	if len(h.queue)+len(queue) > maxArrivals {
+		queue, overflow = nil, true
+	}
 	h.queue = append(h.queue, queue...)
 	for _, id := range slices.Clone(h.order) {
 		s := h.spaces[id]
@@ -217,8 +220,8 @@ func (h *handler) arrived() error {
 				return err
 			}
 		}
-		if (overflow || all) && s.clean {
-			s.clean = false
+		if overflow || all {
+			s.rescan, s.clean = true, false
 		}
 		for address, since := range s.waiting {
 			if i, found := s.find(address); found {

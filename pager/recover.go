@@ -60,7 +60,8 @@ func (h *handler) recover(generation int, keeper process) error {
 			return fmt.Errorf("waking process %d: %w", s.pid, err)
 		}
 	}
-	return nil
+	h.crowded = slices.Contains(h.meta.get().Frozen, crowdedCause)
+	return h.uncrowd()
 }
 
 // lowest is an address below which nobody maps anything, and at which the kernel

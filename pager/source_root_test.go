@@ -43,7 +43,6 @@ func frozenPage(seed uint64, pid int, address uint64, b []byte) bool {
 // connection as package pagesync does.
 type testSource struct {
 	t         testing.TB
-	store     *trust.Store // the target's
 	stateDir  string
 	listener  net.Listener
 	seed      uint64
