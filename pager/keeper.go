@@ -53,10 +53,15 @@ func readStat(pid int) (p process, leader bool, err error) {
 func arguments(dir string) []string { return []string{"podd", "pager", dir} }
 
 // findProcesses finds the pagers of a directory, which lead sessions, and their
-// keepers, which don't, and this process in neither.
+// keepers, which don't; this process is in neither. What a pod runs under that name
+// is in another pid namespace.
 func findProcesses(dir string) (pagers, keepers []process, err error) {
 	want := strings.Join(arguments(dir), "\x00") + "\x00"
 	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, nil, fmt.Errorf("looking for pagers: %w", err)
+	}
+	namespace, err := os.Readlink("/proc/self/ns/pid")
 	if err != nil {
 		return nil, nil, fmt.Errorf("looking for pagers: %w", err)
 	}
@@ -68,6 +73,9 @@ func findProcesses(dir string) (pagers, keepers []process, err error) {
 		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err != nil || string(cmdline) != want {
 			continue // it ended, or is another program
+		}
+		if n, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err == nil && n != namespace {
+			continue
 		}
 		p, leader, err := readStat(pid)
 		switch {
