@@ -209,8 +209,14 @@ func TestDumpHookFails(t *testing.T) {
 }
 
 // TestRestoreInterrupted cancels the context and kills CRIU at every step of
-// a restore. Nothing may be left, and the source goes on.
+// a restore, of complete images and of those to be filled later. Nothing may be
+// left, and the source goes on.
 func TestRestoreInterrupted(t *testing.T) {
+	t.Run("complete", func(t *testing.T) { testRestoreInterrupted(t, false) })
+	t.Run("lazy", func(t *testing.T) { testRestoreInterrupted(t, true) })
+}
+
+func testRestoreInterrupted(t *testing.T, lazy bool) {
 	w := newWorld(t)
 	e := openEngine(t)
 	pod := w.source.start(t, 4)
@@ -231,6 +237,9 @@ func TestRestoreInterrupted(t *testing.T) {
 				reason := errors.New("stopped")
 				o := w.target.restoreOptions()
 				o.ImagesDir = w.source.images
+				if lazy {
+					o.Lazy = newCarrier(t).lazy
+				}
 				o.Log = onNotification(step, func(criu int) {
 					if how == "cancel" {
 						cancel(reason)
@@ -241,7 +250,7 @@ func TestRestoreInterrupted(t *testing.T) {
 				r, err := e.PrepareRestore(t.Context(), o)
 				must(t, err)
 				_, err = r.Run(ctx)
-				if step == "post-restore" {
+				if step == "post-restore" && (!lazy || err == nil) {
 					// The hold is reached; CRIU may be gone or not.
 					must(t, err)
 					if how == "cancel" {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -82,6 +83,11 @@ func Open(options Options) (*Engine, error) {
 		return nil, fmt.Errorf("%w: %w: install CRIU 4.2 or newer (Debian package criu) or name its path", ErrNoCRIU, err)
 	}
 	e.path = path
+	if e.pageFilter != "" {
+		if e.pageFilter, err = filepath.Abs(e.pageFilter); err != nil {
+			return nil, fmt.Errorf("finding the page filter: %w", err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	if e.version, err = e.askVersion(ctx); err != nil {
