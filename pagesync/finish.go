@@ -192,6 +192,9 @@ func (s *Source) findPresentOf(p *process, l *link) error {
 			s.remaining.Add(present.bytes())
 			eachChunk(present, func(address, pages uint64) { p.chunkAt(address).present |= pages })
 		})
+		if err == nil {
+			err = p.hasMemory()
+		}
 		if err != nil {
 			return fmt.Errorf("looking for the pages of frozen process %d: %w", p.pid, err)
 		}

@@ -215,3 +215,18 @@ func (p *process) alive() error {
 	}
 	return nil
 }
+
+// hasMemory returns ESRCH once the process has let go of its memory, as one that
+// is killed does long before it is reaped. Its pagemap then shows no pages, as if
+// all were zeros: what was seen there holds if the process has memory afterwards.
+func (p *process) hasMemory() error {
+	var b [1]byte
+	local := [1]unix.Iovec{{Base: &b[0]}}
+	local[0].SetLen(len(b))
+	// Nothing is mapped at address 0, but who has no memory at all is told first.
+	_, err := unix.ProcessVMReadv(p.pid, local[:], []unix.RemoteIovec{{Base: 0, Len: len(b)}}, 0)
+	if err != nil && err != unix.EFAULT {
+		return os.NewSyscallError("process_vm_readv", err)
+	}
+	return p.alive()
+}

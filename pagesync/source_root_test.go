@@ -11,9 +11,12 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -235,6 +238,75 @@ func TestLostAfterFreeze(t *testing.T) {
 			t.Errorf("there were only %d connections", connections)
 		}
 		must(t, s.source.Close())
+	}
+}
+
+// said counts the pages that the receiver has verified.
+func said(s *session) (n int) {
+	for _, verified := range s.verified {
+		if verified {
+			n++
+		}
+	}
+	return n
+}
+
+// TestKilled: of memory that is gone nothing is said, and least of all that it is
+// zeros.
+func TestKilled(t *testing.T) {
+	for name, finishing := range map[string]bool{"at once": true, "when it is asked for": false} {
+		t.Run(name, func(t *testing.T) {
+			init := startPod(t, "fill", "4", "0")
+			s := newSession(t, init)
+			s.connect(false)
+			_, err := s.source.Pass(t.Context())
+			must(t, err)
+			stop(t, init)
+			left, err := s.source.Freeze(t.Context())
+			must(t, err)
+			end := func() {
+				must(t, unix.Kill(init, unix.SIGKILL)) // nobody reaps it
+				deadline := time.Now().Add(20 * time.Second)
+				for stat, err := readStat(init); err != nil || stat.state != 'Z'; stat, err = readStat(init) {
+					if time.Now().After(deadline) {
+						t.Fatalf("the pod does not end: %v", err)
+					}
+					runtime.Gosched()
+				}
+			}
+			if finishing {
+				end()
+				if _, err := s.source.Finish(t.Context()); err == nil {
+					t.Error("the memory of a process that is gone was finished")
+				}
+				must(t, s.source.Close())
+				<-s.ended
+				if n := said(s); n > 0 {
+					t.Errorf("%d pages were said", n)
+				}
+				return
+			}
+			must(t, s.source.Close())
+			<-s.ended
+			if s.source, err = Reopen(SourceOptions{Init: init, Log: slog.New(slog.DiscardHandler)}); err != nil {
+				t.Fatal(err)
+			}
+			end()
+			before := said(s)
+			s.connect(true, Region{PID: 1, Start: left[0].Start, End: left[0].End})
+			select {
+			case err := <-s.ended:
+				if err == nil {
+					t.Error("the connection came to its end")
+				}
+			case <-time.After(20 * time.Second):
+				t.Error("the connection goes on")
+			}
+			if n := said(s) - before; n > 0 {
+				t.Errorf("%d pages were said", n)
+			}
+			must(t, s.source.Close())
+		})
 	}
 }
 

@@ -140,6 +140,9 @@ func (s *Source) look(c *copier, scanners map[int]*scanner, r Region) ([]Frame, 
 	asked := maskOf(address, span{r.Start, r.End})
 	var present uint64
 	err := sc.each(span{r.Start, r.End}, func(found span) { present |= maskOf(address, found) })
+	if err == nil {
+		err = p.hasMemory()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("looking for pages of process %d: %w", p.pid, err)
 	}
