@@ -163,7 +163,8 @@ func (m *podmanMaker) command(ctx context.Context, args ...string) *exec.Cmd {
 	dir := filepath.Join(m.dir, "podman")
 	return exec.CommandContext(ctx, "podman", append([]string{
 		"--root", filepath.Join(dir, "storage"), "--runroot", filepath.Join(dir, "run"), "--tmpdir", filepath.Join(dir, "tmp"),
-		"--cgroup-manager", "cgroupfs", "--events-backend", "none",
+		// Debian's crun refuses machines that have both versions of cgroups.
+		"--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", m.runc(),
 	}, args...)...)
 }
 
