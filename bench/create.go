@@ -64,7 +64,11 @@ func runCreate(ctx context.Context, b *bench) error {
 	if _, err := b.labUp(ctx, lab.Options{Hosts: 2}); err != nil {
 		return err
 	}
-	pods, hosts, runcs, podmans := &podMaker{c, "dir:" + c.root}, &podMaker{c, "host"}, &runcMaker{c}, &podmanMaker{c}
+	runtime, err := filepath.Abs(b.runc())
+	if err != nil {
+		return fmt.Errorf("looking for runc: %w", err)
+	}
+	pods, hosts, runcs, podmans := &podMaker{c, "dir:" + c.root}, &podMaker{c, "host"}, &runcMaker{c}, &podmanMaker{c, runtime}
 	if err := b.work(ctx, oneServer, contenders(c.one, pods, hosts, runcs, podmans)...); err != nil {
 		return err
 	}

@@ -153,7 +153,10 @@ func (*runcMaker) parent() string { return peerCgroup }
 
 // podmanMaker makes containers by `podman run`, in the network namespace of
 // the host.
-type podmanMaker struct{ *creator }
+type podmanMaker struct {
+	*creator
+	runtime string
+}
 
 func (*podmanMaker) name() string { return podman }
 
@@ -164,7 +167,7 @@ func (m *podmanMaker) command(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, "podman", append([]string{
 		"--root", filepath.Join(dir, "storage"), "--runroot", filepath.Join(dir, "run"), "--tmpdir", filepath.Join(dir, "tmp"),
 		// Debian's crun refuses machines that have both versions of cgroups.
-		"--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", m.runc(),
+		"--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", m.runtime,
 	}, args...)...)
 }
 
