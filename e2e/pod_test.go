@@ -36,6 +36,11 @@ type podView struct {
 	Label          pod.Label  `json:"label"`
 	Epoch          pod.Epoch  `json:"epoch"`
 	ExitCode       *int       `json:"exitCode"`
+	// Arrival is there while memory is to come.
+	Arrival *struct {
+		Missing int64  `json:"missingBytes"`
+		Stalled string `json:"stalled"`
+	} `json:"arrival"`
 }
 
 // moveView is what the tests need of podctl move -o json.

@@ -1,12 +1,11 @@
-"""A server with much memory that it writes to. Each page says which one it is and
-how often it was written, all over. It answers a line with a count for the
+"""A server with much memory that it writes to. What is in a page follows from which
+one it is and how often it was written, and can't be compressed. It answers a line with a count for the
 connection and the line; to "check" with "whole PAGES WRITES" if every page is as
 it was written, and the time it took, to "rate N" it begins to write to N pages a
 second."""
 import asyncio
 import mmap
 import random
-import struct
 import sys
 import time
 
@@ -19,7 +18,7 @@ chance = random.Random(1)
 
 
 def content(page):
-    return struct.pack("<QQ", page, written[page]) * (PAGE // 16)
+    return random.Random(page << 32 | written[page]).randbytes(PAGE)
 
 
 def write(page):
@@ -33,7 +32,7 @@ def check():
     begin = time.monotonic()
     for page in range(pages):
         if memory[page * PAGE:(page + 1) * PAGE] != content(page):
-            return f"page {page}, written {written[page]} times, is {memory[page * PAGE:page * PAGE + 16].hex()}"
+            return f"page {page}, written {written[page]} times, begins with {memory[page * PAGE:page * PAGE + 16].hex()}"
     return f"whole {pages} {writes} {time.monotonic() - begin:.3f}"
 
 
