@@ -96,6 +96,7 @@ func newPending(t *testing.T) *pendingMove {
 		}
 		return nil
 	})
+	m.conn.ask("running") // and not only about to
 	return m
 }
 

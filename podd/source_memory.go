@@ -145,7 +145,17 @@ func (m *sourceMove) leaveOut(ctx context.Context) ([]checkpoint.MemoryRange, er
 	for _, l := range left {
 		ranges = append(ranges, checkpoint.MemoryRange{PID: l.PID, Start: l.Start, End: l.End})
 	}
-	// What follows a pod goes on when the move, and whoever asked for it, are gone.
+	// What may follow the pod must not be in the way of what has to go first.
+	if m.chosen != pod.StrategyPostCopy {
+		m.finishMemory(ctx)
+	}
+	return ranges, nil
+}
+
+// finishMemory sends what is left of the memory of the frozen pod, in the
+// background. What follows a pod goes on when the move, and whoever asked for it,
+// are gone.
+func (m *sourceMove) finishMemory(ctx context.Context) {
 	finishing, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	memory := m.memory
 	memory.finished, memory.cancel = make(chan struct{}), cancel
@@ -153,12 +163,15 @@ func (m *sourceMove) leaveOut(ctx context.Context) ([]checkpoint.MemoryRange, er
 		defer close(memory.finished)
 		memory.stats, memory.err = memory.source.Finish(finishing)
 	}()
-	return ranges, nil
 }
 
 // completeMemory waits until all memory has crossed, unless it may follow the pod.
 func (m *sourceMove) completeMemory(ctx context.Context) error {
-	if m.memory == nil || m.chosen == pod.StrategyPostCopy {
+	switch {
+	case m.memory == nil:
+		return nil
+	case m.chosen == pod.StrategyPostCopy:
+		m.finishMemory(ctx)
 		return nil
 	}
 	late := time.NewTimer(time.Until(m.frozen.Add(m.frozenLimit)))

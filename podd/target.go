@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	poddv1 "podd/api/podd/v1"
@@ -37,6 +38,8 @@ type targetMove struct {
 	sink      *filesync.Sink
 	restore   *checkpoint.Restore
 	images    string // directory
+	// verifying are checks of the images that may go on.
+	verifying sync.WaitGroup
 	// pager is nil unless podd itself carries the pod's memory.
 	pager *pager.Pager
 	// complete says that all memory is here when the pod runs.
@@ -68,6 +71,7 @@ func (d *Daemon) serveTransfer(w http.ResponseWriter, r *http.Request) {
 	stop := context.AfterFunc(d.ctx, func() { conn.Close() })
 	m := &targetMove{d: d, log: d.log, conn: conn, peer: peer, stage: pod.StageReserve, dismiss: func() { stop() }, release: func() {}}
 	defer func() { m.dismiss() }()
+	defer m.verifying.Wait()
 	defer func() {
 		m.release()
 		if m.lost {
@@ -137,6 +141,8 @@ func (m *targetMove) run(ctx context.Context) error {
 			if _, err := checkpoint.ReceiveImages(ctx, m.conn, m.images, checkpoint.ImageLimits{Bytes: maxImageBytes, Files: maxImageFiles}); err != nil {
 				return fmt.Errorf("receiving images: %w", err)
 			}
+			// They are complete, and what is left of the files is still on its way.
+			m.verifying.Go(func() { _ = m.restore.Verify() }) // finish asks once more
 		case message.GetRestore() != nil:
 			m.complete = message.GetRestore().GetComplete()
 			return m.finish(ctx)
@@ -282,10 +288,8 @@ func (m *targetMove) finish(ctx context.Context) error {
 	}
 	// Nobody but overlay may write to its layers once it is mounted, so this
 	// waits for the last file.
-	verified := make(chan error, 1)
-	go func() { verified <- m.restore.Verify() }()
 	err := m.container.Mount()
-	if err := errors.Join(<-verified, err); err != nil {
+	if err := errors.Join(m.restore.Verify(), err); err != nil {
 		return err
 	}
 	// Nobody changes the records while the pod is frozen.
