@@ -96,7 +96,6 @@ func newPending(t *testing.T) *pendingMove {
 		}
 		return nil
 	})
-	m.conn.ask("running") // and not only about to
 	return m
 }
 
@@ -190,6 +189,7 @@ func TestMemoryStalls(t *testing.T) {
 // The target's podd is killed while memory is to come: the pod does not notice.
 func TestTargetKilledWhilePending(t *testing.T) {
 	m := newPending(t)
+	m.conn.ask("running") // and not only about to
 	kill(t, "b", unix.SIGKILL)
 	m.conn.ask("while podd is away")
 	restart(t, "b")
