@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"time"
 
@@ -28,11 +29,14 @@ func (m *targetMove) openPager(ctx context.Context) (unable string, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("making a directory for memory: %w", err)
 	}
-	m.pager, err = pager.Start(ctx, pager.Options{
+	options := pager.Options{
 		Dir: dir, Executable: executable, FreezerDir: m.container.FreezerDir(), StateDir: m.d.StateDir,
 		Source: source.Name, Addresses: []string{source.API.String()}, Path: memoryPath + "?move=" + m.move.ID, Log: m.log,
-	})
-	if err != nil {
+	}
+	if limits := m.pageLimits(); limits.Bytes != math.MaxInt64 {
+		options.MaxBytes = limits.Bytes
+	}
+	if m.pager, err = pager.Start(ctx, options); err != nil {
 		return "", fmt.Errorf("starting the pager: %w", err)
 	}
 	return "", nil
