@@ -30,8 +30,11 @@ type sourceMemory struct {
 	// why not; cancel ends that. They are nil before.
 	finished chan struct{}
 	cancel   context.CancelFunc
-	stats    pagesync.FinishStats
-	err      error
+	// committed is closed when the rest of what follows the pod may be compared; nil
+	// if nothing follows it.
+	committed chan struct{}
+	stats     pagesync.FinishStats
+	err       error
 }
 
 // openMemory makes the pod's memory ready to be carried by podd itself, if it is
@@ -159,6 +162,10 @@ func (m *sourceMove) finishMemory(ctx context.Context) {
 	finishing, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	memory := m.memory
 	memory.finished, memory.cancel = make(chan struct{}), cancel
+	if m.chosen == pod.StrategyPostCopy {
+		memory.committed = make(chan struct{})
+		memory.source.Yield(memory.committed)
+	}
 	go func() {
 		defer close(memory.finished)
 		memory.stats, memory.err = memory.source.Finish(finishing)
@@ -196,6 +203,9 @@ func (m *sourceMove) completeMemory(ctx context.Context) error {
 func (m *sourceMove) followMemory() (settled bool) {
 	if m.memory == nil || m.chosen != pod.StrategyPostCopy {
 		return true
+	}
+	if m.memory.committed != nil {
+		close(m.memory.committed)
 	}
 	m.clock.begin(pod.StageMemory)
 	if err := m.at(pod.StageMemory); err != nil {
