@@ -28,9 +28,10 @@ type FinishStats struct {
 }
 
 // Yield is called before Finish where nobody waits for the memory while the pod
-// stands still (post-copy): what has not changed lately is compared only once
-// until is closed, and leaves the processors to dump and restore before. Wants are
-// answered all the time.
+// stands still (post-copy): until the channel is closed, what has not changed lately
+// is compared by half of the processors, and leaves the others to dump and restore;
+// with one processor it waits. What is not compared when the pod runs again, faults
+// have to ask for.
 func (s *Source) Yield(until <-chan struct{}) { s.patience = until }
 
 // Finish compares all memory of the frozen pod with what the target has, what
@@ -84,12 +85,11 @@ func (s *Source) finish(ctx context.Context, l *link, stats *FinishStats) error 
 	}
 	hot, cold := s.finalJobs()
 	var same, changed atomic.Int64
-	compare := func(jobs []job) error {
-		return s.work(ctx, func(give func(job) bool) error {
-			for _, j := range jobs {
-				if !give(j) {
-					break
-				}
+	// compare returns the jobs that were not begun when until was closed.
+	compare := func(jobs []job, workers int, until <-chan struct{}) (rest []job, err error) {
+		err = s.work(ctx, workers, func(give func(job) bool) error {
+			for len(jobs) > 0 && !isClosed(until) && give(jobs[0]) {
+				jobs = jobs[1:]
 			}
 			return nil
 		}, func() func(job) error {
@@ -110,13 +110,18 @@ func (s *Source) finish(ctx context.Context, l *link, stats *FinishStats) error 
 				return nil
 			}
 		})
+		return jobs, err
 	}
-	err := compare(hot)
+	all := runtime.GOMAXPROCS(0)
+	_, err := compare(hot, all, nil)
+	if some := all / 2; err == nil && s.patience != nil && some > 0 {
+		cold, err = compare(cold, some, s.patience)
+	}
 	if err == nil {
 		err = s.yield(ctx, l)
 	}
 	if err == nil {
-		err = compare(cold)
+		_, err = compare(cold, all, nil)
 	}
 	stats.Same, stats.Changed = same.Load(), changed.Load()
 	if err != nil {
@@ -208,7 +213,8 @@ func (s *Source) findPresentOf(p *process, l *link) error {
 }
 
 // finalJobs returns what to read and compare: pages that changed lately or are
-// new, the most active chunks first; then all others, by address.
+// new, the most active chunks first; then all others, those of small mappings
+// first: they hold what a program runs on, the large ones its data.
 func (s *Source) finalJobs() (hot, cold []job) {
 	for _, p := range s.processes {
 		for address, c := range p.chunks {
@@ -217,12 +223,19 @@ func (s *Source) finalJobs() (hot, cold []job) {
 			}
 			active := c.present & (c.hot() | ^c.known)
 			if active != 0 {
-				hot = append(hot, job{p, c, address, active})
+				hot = append(hot, job{p: p, c: c, address: address, pages: active})
 			}
 			if rest := c.present &^ active; rest != 0 {
-				cold = append(cold, job{p, c, address, rest})
+				cold = append(cold, job{p: p, c: c, address: address, pages: rest})
 			}
 		}
+	}
+	size := func(j job) int64 {
+		i, _ := slices.BinarySearchFunc(j.p.regions, j.address+chunkSize, func(r span, end uint64) int { return cmp.Compare(r.start, end) })
+		return j.p.regions[max(i-1, 0)].bytes()
+	}
+	for i := range cold {
+		cold[i].size = size(cold[i])
 	}
 	byAddress := func(a, b job) int {
 		return cmp.Or(cmp.Compare(a.p.inPod, b.p.inPod), cmp.Compare(a.address, b.address))
@@ -230,6 +243,6 @@ func (s *Source) finalJobs() (hot, cold []job) {
 	slices.SortFunc(hot, func(a, b job) int {
 		return cmp.Or(cmp.Compare(b.c.heat(), a.c.heat()), byAddress(a, b))
 	})
-	slices.SortFunc(cold, byAddress)
+	slices.SortFunc(cold, func(a, b job) int { return cmp.Or(cmp.Compare(a.size, b.size), byAddress(a, b)) })
 	return hot, cold
 }

@@ -244,7 +244,7 @@ func (s *Source) pass(ctx context.Context, l *link, stats *PassStats) error {
 		return err
 	}
 	var scanned, changed, busy atomic.Int64
-	err := s.work(ctx, func(give func(job) bool) error {
+	err := s.work(ctx, runtime.GOMAXPROCS(0), func(give func(job) bool) error {
 		for _, p := range s.processes {
 			if err := p.jobs(give); err != nil && !gone(err) {
 				return fmt.Errorf("looking for the pages of process %d: %w", p.pid, err)
@@ -324,6 +324,7 @@ type job struct {
 	c       *chunk
 	address uint64
 	pages   uint64
+	size    int64 // of the region, in bytes, if it matters
 }
 
 // jobs gives a job for each chunk that has content in the process's regions.
@@ -349,14 +350,14 @@ func (p *process) jobs(give func(job) bool) error {
 	return err
 }
 
-// work has produce's jobs done by several goroutines, each with a function that
+// work has produce's jobs done by so many goroutines, each with a function that
 // newWorker returns, until all are done or one fails.
-func (s *Source) work(ctx context.Context, produce func(give func(job) bool) error, newWorker func() func(job) error) error {
+func (s *Source) work(ctx context.Context, workers int, produce func(give func(job) bool) error, newWorker func() func(job) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	jobs := make(chan job, 64)
 	var wg sync.WaitGroup
-	for range runtime.GOMAXPROCS(0) {
+	for range workers {
 		wg.Go(func() {
 			do := newWorker()
 			for j := range jobs {
