@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Podman moves a container between the two hosts of a link with podman:
@@ -69,28 +66,12 @@ func (p *Podman) Start(ctx context.Context) error {
 	if err := errors.Join(p.use(0), p.Link.Route(0)); err != nil {
 		return err
 	}
-	limits, err := ownLimits()
-	if err != nil {
-		return err
-	}
 	return run(ctx, p.command(0, append([]string{
 		"run", "--detach", "--name", p.Container.Name, "--network", "ns:" + p.network(), "--cgroup-parent", "/podd-lab-bench-" + p.Container.Name,
 		"--log-driver", "none",
-	}, slices.Concat(limits, []string{image}, p.Container.Args)...)...)...)
-}
-
-// ownLimits are flags that leave limits as they are. Those that podman sets by
-// itself are higher than some machines let root go.
-func ownLimits() ([]string, error) {
-	var flags []string
-	for name, resource := range map[string]int{"nofile": unix.RLIMIT_NOFILE, "nproc": unix.RLIMIT_NPROC} {
-		var limit unix.Rlimit
-		if err := unix.Getrlimit(resource, &limit); err != nil {
-			return nil, fmt.Errorf("asking for the limit %s: %w", name, err)
-		}
-		flags = append(flags, "--ulimit", fmt.Sprintf("%s=%d:%d", name, int64(limit.Max), int64(limit.Max)))
-	}
-	return flags, nil
+		// Those that podman sets by itself are higher than some machines let root go.
+		"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096", image,
+	}, p.Container.Args...)...)...)
 }
 
 // load gives both hosts the same image of the root file system, if they have

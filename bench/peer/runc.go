@@ -170,7 +170,7 @@ func (r *Runc) Move(ctx context.Context) (Times, error) {
 		}
 	}
 	begin := time.Now()
-	err := run(ctx, r.command(from, "checkpoint", "--tcp-established", "--file-locks", "--link-remap",
+	err := run(ctx, r.command(from, "checkpoint", "--tcp-established", "--file-locks", "--link-remap", "--manage-cgroups-mode", "ignore",
 		"--image-path", r.images(from), "--work-path", r.dir(from, "work"), r.Container.Name)...)
 	if err != nil {
 		return t, fmt.Errorf("%w: %w", ErrNotDumped, errorOf(err, filepath.Join(r.dir(from, "work"), "dump.log")))
@@ -184,7 +184,7 @@ func (r *Runc) Move(ctx context.Context) (Times, error) {
 	copied := time.Now()
 	t.Copy = copied.Sub(dumped)
 	pid := r.dir(to, "pid")
-	err = run(ctx, r.command(to, "restore", "--detach", "--tcp-established", "--file-locks", "--pid-file", pid,
+	err = run(ctx, r.command(to, "restore", "--detach", "--tcp-established", "--file-locks", "--manage-cgroups-mode", "ignore", "--pid-file", pid,
 		"--image-path", r.images(to), "--work-path", r.dir(to, "work"), "--bundle", r.dir(to, "bundle"), r.Container.Name)...)
 	if err != nil {
 		return t, errorOf(err, filepath.Join(r.dir(to, "work"), "restore.log"))
