@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"podd/bench/measure"
@@ -23,6 +28,7 @@ var thesisPart = part{"thesis", "What the thesis on process migration measured, 
 // The works and contenders of the part.
 const (
 	earlyEvents = "early events, 64 MiB"
+	newcomer    = "slowest new connection"
 
 	holding    = "packets held"
 	losing     = "packets lost"
@@ -33,7 +39,7 @@ const (
 )
 
 // crowds are the numbers of processes.
-var crowds = []int{1, 10, 30, 100}
+var crowds = []int{1, 10, 100}
 
 // segments are the sizes of what nine processes share, in MiB.
 var segments = []int{1, 256}
@@ -68,17 +74,17 @@ func runThesis(ctx context.Context, b *bench) error {
 }
 
 func (b *bench) thesisFigures() {
+	b.figure(newcomer, "ms", "the longest that any new connection took during the move; one was begun every 5 ms")
 	b.figure(silence, "ms", "the longest time that the client got no answer, though it asked every millisecond")
 	b.figure(freeze, "ms", "the longest time that the program did not run, by its own clock")
 	b.figure(total, "ms", "from the command to its end")
 	b.figure(sent, "B", "what crossed the source's link during the move")
-	b.figure(resident, "B", "the resident memory of all processes; what they share counts for each of them")
 	var names []string
 	var numbers []float64
 	for _, n := range crowds {
 		names, numbers = append(names, crowdName(n)), append(numbers, float64(n))
 	}
-	b.chart(report.Chart{File: "thesis-events", Title: "Early event request: the hold", Figure: silence, Works: []string{earlyEvents}, Contenders: []string{holding, losing}})
+	b.chart(report.Chart{File: "thesis-events", Title: "Early event request: the slowest new connection during a move", Figure: newcomer, Works: []string{earlyEvents}, Contenders: []string{holding, losing}})
 	b.chart(report.Chart{File: "thesis-concurrency", Title: "Freeze by the number of processes", Figure: freeze,
 		Works: names, X: numbers, XLabel: "processes", LogX: true, Contenders: []string{concurrent, serial}})
 	var sharing []string
@@ -110,17 +116,96 @@ func earlyEventWork(ctx context.Context, m *mover) error {
 	return errors.Join(err, hold.set(context.WithoutCancel(ctx), true))
 }
 
-// prepared does something before the client begins to measure.
+// prepared does something before the client begins to measure, and has others
+// connect during the move.
 type prepared struct {
 	passenger
-	prepare func(context.Context) error
+	prepare  func(context.Context) error
+	lab      *lab.Lab
+	address  string
+	stop     chan struct{}
+	slowest  chan time.Duration
+	failures chan error
+}
+
+func (p *prepared) board(ctx context.Context, l *lab.Lab, address netip.Addr) error {
+	p.lab, p.address = l, net.JoinHostPort(address.String(), strconv.Itoa(workload.Port))
+	return p.passenger.board(ctx, l, address)
 }
 
 func (p *prepared) depart(ctx context.Context) error {
 	if err := p.prepare(ctx); err != nil {
 		return err
 	}
-	return p.passenger.depart(ctx)
+	if err := p.passenger.depart(ctx); err != nil {
+		return err
+	}
+	p.stop, p.slowest, p.failures = make(chan struct{}), make(chan time.Duration, 1), make(chan error, 1)
+	go p.connect(ctx, p.stop)
+	return nil
+}
+
+// connect begins a connection every 5 ms until stop, and says how long the
+// slowest took to be established.
+func (p *prepared) connect(ctx context.Context, stop <-chan struct{}) {
+	const interval, patience = 5 * time.Millisecond, 10 * time.Second
+	var mu sync.Mutex
+	var slowest time.Duration
+	group, ctx := errgroup.WithContext(ctx)
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for going := true; going; {
+		group.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, patience)
+			defer cancel()
+			begin := time.Now()
+			conn, err := p.lab.Dial(ctx, lab.Client, "tcp", p.address)
+			if err != nil {
+				return fmt.Errorf("connecting during the move: %w", err)
+			}
+			mu.Lock()
+			slowest = max(slowest, time.Since(begin))
+			mu.Unlock()
+			return conn.Close()
+		})
+		select {
+		case <-ticker.C:
+		case <-stop:
+			going = false
+		case <-ctx.Done():
+			going = false
+		}
+	}
+	p.failures <- group.Wait()
+	p.slowest <- slowest
+}
+
+// halt ends the connecting.
+func (p *prepared) halt() (time.Duration, error) {
+	if p.stop == nil {
+		return 0, nil
+	}
+	close(p.stop)
+	p.stop = nil
+	return <-p.slowest, <-p.failures
+}
+
+func (p *prepared) arrive(ctx context.Context) (measure.Values, error) {
+	slowest, err := p.halt()
+	if err != nil {
+		return nil, err
+	}
+	values, err := p.passenger.arrive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	values[newcomer] = milliseconds(slowest)
+	return values, nil
+}
+
+func (p *prepared) abandon() {
+	_, _ = p.halt() // the trip has failed already
+	p.passenger.abandon()
 }
 
 // holdSwitch restarts podproxy with and without its hold.
@@ -236,7 +321,7 @@ func sharingWorks(ctx context.Context, m *mover) error {
 			t := m.podServer(fmt.Sprintf("share%d%s", size, strings.TrimPrefix(flag, "-")), args)
 			entries = append(entries, entry{by: name, trip: t})
 		}
-		if err := m.trips(ctx, work, m.repetitions, entries...); err != nil {
+		if err := m.trips(ctx, work, m.times(size*sharers), entries...); err != nil {
 			return err
 		}
 	}
