@@ -188,7 +188,7 @@ func (m *podmanMaker) prepare(ctx context.Context, _ string, _ uint16) error {
 
 func (m *podmanMaker) run(ctx context.Context, id string, port uint16) error {
 	return quiet(m.command(ctx, "run", "--detach", "--name", id, "--network", "ns:"+m.lab.Namespace(createHost),
-		"--cgroup-parent", "/"+peerCgroup, "--log-driver", "none", "--ulimit", "host", podmanImage, "/traffic", strconv.Itoa(int(port))))
+		"--cgroup-parent", "/"+peerCgroup, "--log-driver", "none", podmanImage, "/traffic", strconv.Itoa(int(port))))
 }
 
 func (m *podmanMaker) address(_ context.Context, _ string, port uint16) (netip.AddrPort, error) {
