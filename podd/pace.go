@@ -50,6 +50,16 @@ func (p *pace) learn(processes int, took time.Duration) {
 	p.scale += learning * (scale - p.scale)
 }
 
+// doubt moves back towards an idle machine, since a move that was refused for what
+// was learned teaches nothing: one that is asked for again is tried at last.
+func (p *pace) doubt() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.scale > 1 {
+		p.scale += learning * (1 - p.scale)
+	}
+}
+
 func ideal(processes int) time.Duration {
 	return freezeBase + time.Duration(processes)*freezeEach
 }

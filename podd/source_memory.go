@@ -127,6 +127,7 @@ func (m *sourceMove) passMemory(ctx context.Context) error {
 			"changed", stats.Changed, "sent", stats.Sent, "duration", stats.Duration, "read", stats.Read)
 		decision, err := plan.decide(m.memory.passes)
 		if err != nil {
+			m.d.pace.doubt()
 			return err
 		}
 		if decision.chosen != "" {
