@@ -46,7 +46,7 @@ func (l *Lab) Down(ctx context.Context) error {
 		do   func(context.Context) error
 	}{
 		{"ending its processes", l.killProcesses},
-		{"unmounting", func(context.Context) error { return l.unmount() }},
+		{"unmounting", l.unmount},
 		{"deleting its namespaces", func(context.Context) error { return l.deleteNamespaces() }},
 		{"removing its cgroups", removeCgroups},
 		{"removing its files", func(context.Context) error { return l.removeFiles() }},
@@ -94,19 +94,24 @@ func (l *Lab) killProcesses(ctx context.Context) error {
 }
 
 // unmount undoes every mount at or below the lab's directories, the newest
-// first. It is lazy, as a mount may be busy with another one in a namespace
+// first, until there is none: a thread of a daemon that was killed may have been
+// mounting. It is lazy, as a mount may be busy with another one in a namespace
 // that the kernel is still taking apart.
-func (l *Lab) unmount() error {
-	mounts, err := l.mounts()
-	if err != nil {
-		return err
-	}
-	for _, m := range slices.Backward(mounts) {
-		if err := unix.Unmount(m.point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("%s: %w", m.point, err)
+func (l *Lab) unmount(ctx context.Context) error {
+	for {
+		mounts, err := l.mounts()
+		if err != nil || len(mounts) == 0 {
+			return err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%s is still mounted: %w", mounts[0].point, ctx.Err())
+		}
+		for _, m := range slices.Backward(mounts) {
+			if err := unix.Unmount(m.point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("%s: %w", m.point, err)
+			}
 		}
 	}
-	return nil
 }
 
 func (l *Lab) deleteNamespaces() error {
