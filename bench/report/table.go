@@ -95,9 +95,7 @@ func (r *Report) lost() int {
 func (r *Report) rows() [][]string {
 	figures := r.shown()
 	head := []string{"work", "by", "n"}
-	for _, f := range figures {
-		head = append(head, f)
-	}
+	head = append(head, figures...)
 	rows := [][]string{head}
 	for _, c := range r.cases() {
 		row, n := []string{c.Work, c.Contender, ""}, 0
