@@ -56,7 +56,7 @@ test-e2e *args: build
 faults *args: build
     go test -tags '{{tags}},faults' ./fault
     go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 120m -exec '{{sudo}}' \
-        -run '^(TestFaults|TestExtraFaults|TestPartitions)$' ./e2e -faults {{args}}
+        -run '^(TestFaults|TestExtraFaults|TestPartitions|TestMemoryArrives)$' ./e2e -faults {{args}}
 
 # Twenty pods moving at random for ten minutes while daemons fail at random: -seed N repeats a run
 soak *args: build

@@ -5,8 +5,12 @@ package e2e
 import (
 	_ "embed"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"podd/pod"
@@ -22,6 +26,35 @@ func newMemory(t *testing.T, suffix string, mebibytes, rate int) *testPod {
 	return newPod(t, suffix, "--", "/usr/bin/python3", "-c", memoryServer, strconv.Itoa(mebibytes), "7000", strconv.Itoa(rate))
 }
 
+// changingDir has testdata/changing.c as a program, built when it is first wanted.
+var changingDir = sync.OnceValues(func() (string, error) {
+	dir := filepath.Join(binDir, "changing")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	out, err := exec.Command("cc", "-static", "-O2", "-Wall", "-Wextra", "-pthread", "-o", filepath.Join(dir, "changing"), "testdata/changing.c").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("building testdata/changing.c: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+// newChanging makes a pod whose processes change their memory in every way: so many
+// processes, threads in each, MiB and operations a second of each thread. Its port
+// is 7000.
+func newChanging(t *testing.T, suffix string, processes, threads, mebibytes, rate int) *testPod {
+	t.Helper()
+	dir, err := changingDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-v", dir + ":/opt/changing:share,ro", "--", "/opt/changing/changing", "7000"}
+	for _, n := range []int{processes, threads, mebibytes, rate} {
+		args = append(args, strconv.Itoa(n))
+	}
+	return newPod(t, suffix, args...)
+}
+
 // checkMemory has the server look at all its memory.
 func checkMemory(t *testing.T, conn *lineConn) {
 	t.Helper()
@@ -32,18 +65,32 @@ func checkMemory(t *testing.T, conn *lineConn) {
 	}
 }
 
-// TestStrategies moves a server there and back by each strategy: its connections
-// live, every page is as it was written, and nothing stays behind.
+// TestStrategies moves servers there and back by each strategy: their connections
+// live, every page is as it was written, and nothing stays behind. One has a large
+// array that it writes to, the other does with its memory what the kernel lets it.
 func TestStrategies(t *testing.T) {
 	for _, strategy := range []pod.Strategy{pod.StrategyStopCopy, pod.StrategyPreCopy, pod.StrategyPostCopy, pod.StrategyAuto} {
-		for _, rate := range []int{0, 2000} {
-			t.Run(fmt.Sprintf("%s-%d", strategy, rate), func(t *testing.T) {
-				server := newMemory(t, "", 64, rate)
+		servers := map[string]func(t *testing.T) *testPod{
+			"memory-0":    func(t *testing.T) *testPod { return newMemory(t, "", 64, 0) },
+			"memory-2000": func(t *testing.T) *testPod { return newMemory(t, "", 64, 2000) },
+			"changing":    func(t *testing.T) *testPod { return newChanging(t, "", 3, 2, 6, 300) },
+		}
+		if strategy == pod.StrategyAuto {
+			delete(servers, "changing") // it moves by one of the others
+		}
+		for name, newServer := range servers {
+			t.Run(fmt.Sprintf("%s-%s", strategy, name), func(t *testing.T) {
+				server := newServer(t)
 				address := server.awaitPort(7000)
 				conn := dialLines(t, address)
 				checkMemory(t, conn)
-				busy := keepAsking(t, address, countedBy("memory"))
-				for _, target := range []string{"b", "a"} {
+				program, _, _ := strings.Cut(name, "-")
+				busy := keepAsking(t, address, countedBy(program))
+				targets := []string{"b", "a"}
+				if program == "changing" && strategy != pod.StrategyStopCopy {
+					targets = append(targets, "b", "c", "a")
+				}
+				for _, target := range targets {
 					m := server.moveBy(strategy, target)
 					if strategy != pod.StrategyAuto && m.Chosen != strategy {
 						t.Errorf("it moved by %s", m.Chosen)
