@@ -28,5 +28,7 @@ firefox-esr --no-remote "file://$HOME/page.html" &
 # shellcheck disable=SC2016 # the variables are perl's
 xterm -fa Monospace -fs 20 -geometry 11x1+900+600 -title counter -e perl -e '
 	$| = 1; for (;;) { printf "\r%9d", ++$n; select undef, undef, undef, 0.02 }' &
+# The browser's window would cover it.
+until wmctrl -r counter -b add,above; do sleep 0.2; done 2>/dev/null
 
 wait "$server"

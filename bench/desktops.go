@@ -30,7 +30,7 @@ func desktops() []session {
 	return []session{
 		{desktop, "desktop", arguments[len(arguments)-2], 3 * time.Second, []string{"Xtigervnc", "openbox", "xclock", "xterm"}},
 		{fullDesktop, "full", fullDesktopScript, 20 * time.Second, []string{
-			"Xtigervnc", "dbus-launch", "xfce4-session", "xfwm4", "xfdesktop", "xfce4-panel", "xfce4-terminal", "mousepad", "firefox-esr", "pulseaudio", "pacat", "xterm",
+			"Xtigervnc", "dbus-launch", "xfce4-session", "xfwm4", "xfdesktop", "xfce4-panel", "xfce4-terminal", "mousepad", "firefox-esr", "pulseaudio", "pacat", "xterm", "wmctrl",
 		}},
 	}
 }
