@@ -358,8 +358,8 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 			d.blocked = true
 			if err = d.options.Hooks.Block(); err != nil {
 				err = fmt.Errorf("blocking the pod's network: %w", err)
-			} else {
-				err = <-left
+			} else if err = <-left; err == nil {
+				err = dropNotifications(d.options.PID, d.options.FreezeCgroup)
 			}
 		case "post-dump":
 			return result, d.hold(ctx, result, pages)
