@@ -52,15 +52,25 @@ func (d *Daemon) fillIn(p *localPod, move, dir string, pg *pager.Pager) {
 	if err := fault.At("target:"+string(pod.StageMemory), nil); err != nil {
 		a.log.Error("filling in memory meets an error", "error", err)
 	}
-	if err := pg.Run(); err != nil {
-		a.log.Error("filling in memory did not begin; the pod gets what it asks for", "error", err)
+	begun := a.begin()
+	d.background(func(ctx context.Context) { a.follow(ctx, p, begun) })
+}
+
+// begin has the pager fill in what the pod does not ask for, and reports whether it
+// does.
+func (a *arriving) begin() bool {
+	err := a.pager.Run()
+	if err != nil {
+		a.log.Error("filling in memory does not begin; the pod gets what it asks for", "error", err)
 	}
-	d.background(func(ctx context.Context) { a.follow(ctx, p) })
+	return err == nil
 }
 
 // follow tells the journal how the memory arrives, until all is there, the pod has
 // ended, or podd stops: then the pager goes on alone, and the next podd finds it.
-func (a *arriving) follow(ctx context.Context, p *localPod) {
+// begun says that the pager has begun; one that could not, on a full disk say, is
+// asked again.
+func (a *arriving) follow(ctx context.Context, p *localPod, begun bool) {
 	ticker := time.NewTicker(arrivalInterval)
 	defer ticker.Stop()
 	var told pod.Arrival
@@ -77,6 +87,7 @@ func (a *arriving) follow(ctx context.Context, p *localPod) {
 		case <-p.gone:
 			over = true
 		case <-ticker.C:
+			begun = begun || a.begin()
 			now := a.arrival()
 			a.logStall(told, now)
 			if now == told {
