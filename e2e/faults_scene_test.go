@@ -132,6 +132,12 @@ func (s *scene) requireOutcome(want recovery.Outcome) podView {
 	requireClean(s.t, s.pod.name, after)
 
 	awaitHosts(s.t) // who was away may need a moment to be registered again
+	until(s.t, "the move is closed", func() error {
+		if m := journal(s.t, s.pod.name); len(m) > 0 && (m[0].State == pod.MoveRunning || m[0].State == pod.MoveCommitted) {
+			return fmt.Errorf("it is %s", m[0].State)
+		}
+		return nil
+	})
 	back := map[string]string{"a": "b", "b": "a"}[after.Host]
 	s.pod.move(back)
 	requireFlow(s.t, s.old, faultRate)
