@@ -258,7 +258,10 @@ func lazyMove(t *testing.T, e *Engine, pid int, from, to *place) (*move, *carrie
 	m := beginWith(t, e, pid, from, to,
 		func(o *DumpOptions) { o.LeaveOut = c.leaveOut(pid) },
 		func(o *RestoreOptions) { o.Lazy = c.lazy })
-	t.Logf("%d bytes were left out, %d faults until the hold", m.result.LeftOut, c.faults)
+	c.mu.Lock()
+	faults := c.faults
+	c.mu.Unlock()
+	t.Logf("%d bytes were left out, %d faults until the hold", m.result.LeftOut, faults)
 	return m, c
 }
 
