@@ -34,6 +34,9 @@ func (d *Daemon) recover(ctx context.Context) error {
 	}
 	d.noteUnclosed(view)
 	d.keepMemories(view)
+	if err := d.tellMemories(view); err != nil {
+		return err
+	}
 	again, err := d.reconcile(ctx, true)
 	if err != nil {
 		return err

@@ -101,6 +101,31 @@ func (d *Daemon) keepMemories(view *directory.View) {
 	}
 }
 
+// tellMemories tells the journal of pods that have moved here and lack nothing, since
+// they have no pager any more: an earlier podd may not have come to that.
+func (d *Daemon) tellMemories(view *directory.View) error {
+	for _, move := range view.Moves {
+		if move.State != pod.MoveCommitted || !move.MemoryPending || move.Target != d.Name {
+			continue
+		}
+		there, err := exists(d.imagesOf(memoryImages, move.Pod, move.Next.Epoch))
+		if err != nil {
+			return err
+		}
+		if there {
+			continue
+		}
+		last := pod.Arrival{}
+		if move.Arrival != nil {
+			last = *move.Arrival
+		}
+		last.Missing, last.Stalled = 0, ""
+		a := &arriving{d: d, log: d.log.With("pod", move.Pod, "move", move.ID), move: move.ID}
+		d.background(func(ctx context.Context) { a.tellEnd(ctx, last) })
+	}
+	return nil
+}
+
 // keepMemory gives a frozen copy's memory to the pod, and returns when nobody needs
 // it any more, or podd stops.
 func (d *Daemon) keepMemory(ctx context.Context, move *pod.Move, pid int) {
