@@ -32,6 +32,10 @@ func (d *Daemon) recover(ctx context.Context) error {
 	if err := d.abortMoves(ctx, view); err != nil {
 		return err
 	}
+	// A target may have committed while its move was to be aborted.
+	if view, err = d.dir.View(ctx); err != nil {
+		return err
+	}
 	d.noteUnclosed(view)
 	d.keepMemories(view)
 	if err := d.tellMemories(view); err != nil {
