@@ -29,7 +29,11 @@ func (r *Restore) fail(err error) error {
 func (r *Restore) rollBack() error {
 	r.state = restoreOver
 	r.adopting.Wait()
-	r.worker.stop()
+	timeout := stopTimeout
+	if r.options.Lazy != nil {
+		timeout = lazyStopTimeout
+	}
+	r.worker.stopWithin(timeout)
 	var err error
 	if r.requested && r.pid == 0 {
 		// CRIU was killed before it told who init is.

@@ -23,6 +23,9 @@ const (
 	// stopTimeout is how long CRIU may take to roll back after its sockets
 	// were closed. It has stopped doing anything useful after that.
 	stopTimeout = time.Minute
+	// lazyStopTimeout is the same for a restore without all memory: what it restores
+	// may wait for pages that nobody gives any more, and it for that.
+	lazyStopTimeout = 5 * time.Second
 	// lastWords is how long messages of a CRIU that has ended are read.
 	lastWords = 100 * time.Millisecond
 )
@@ -267,9 +270,11 @@ func passedFile(oob []byte) (*os.File, error) {
 // stop ends CRIU by closing the conversation, at which it undoes an unfinished
 // dump or restore by itself, and waits until it is gone. Only a CRIU that
 // does not end within stopTimeout is killed. It may be called more than once.
-func (w *worker) stop() {
+func (w *worker) stop() { w.stopWithin(stopTimeout) }
+
+func (w *worker) stopWithin(timeout time.Duration) {
 	w.conn.Close()
-	timer := time.NewTimer(stopTimeout)
+	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
 	case <-w.exited:
