@@ -8,7 +8,6 @@ import (
 	"math/bits"
 	"runtime"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -151,25 +150,7 @@ func (s *Source) yield(ctx context.Context, l *link) error {
 // findPresent notes which pages of the final regions there are, and tells the
 // pager which are not.
 func (s *Source) findPresent(ctx context.Context, l *link) error {
-	var wg sync.WaitGroup
-	var next atomic.Int64
-	errs := make([]error, len(s.processes))
-	for range runtime.GOMAXPROCS(0) {
-		wg.Go(func() {
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= len(s.processes) || ctx.Err() != nil {
-					return
-				}
-				errs[i] = s.findPresentOf(s.processes[i], l)
-			}
-		})
-	}
-	wg.Wait()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return errors.Join(errs...)
+	return s.eachProcess(ctx, func(p *process) error { return s.findPresentOf(p, l) })
 }
 
 func (s *Source) findPresentOf(p *process, l *link) error {

@@ -51,8 +51,9 @@ func (s *Source) Freeze(ctx context.Context) ([]Left, error) {
 	return left, nil
 }
 
-// freeze finds the final regions of all processes.
-func (s *Source) freeze(ctx context.Context) error {
+// eachProcess does something for all processes, several at a time. It returns
+// ctx's cause if that ends before all were begun.
+func (s *Source) eachProcess(ctx context.Context, do func(*process) error) error {
 	var wg sync.WaitGroup
 	var next atomic.Int64
 	errs := make([]error, len(s.processes))
@@ -63,9 +64,7 @@ func (s *Source) freeze(ctx context.Context) error {
 				if i >= len(s.processes) || ctx.Err() != nil {
 					return
 				}
-				if p := s.processes[i]; len(p.regions) > 0 {
-					errs[i] = p.freeze()
-				}
+				errs[i] = do(s.processes[i])
 			}
 		})
 	}
@@ -73,8 +72,22 @@ func (s *Source) freeze(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	s.limitRegions()
 	return errors.Join(errs...)
+}
+
+// freeze finds the final regions of all processes.
+func (s *Source) freeze(ctx context.Context) error {
+	err := s.eachProcess(ctx, func(p *process) error {
+		if len(p.regions) == 0 {
+			return nil
+		}
+		return p.freeze()
+	})
+	if ctx.Err() != nil {
+		return err
+	}
+	s.limitRegions()
+	return err
 }
 
 // freeze sets the final regions of a process, none if it has ended.
