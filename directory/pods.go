@@ -26,18 +26,21 @@ func (d *Directory) CreatePod(ctx context.Context, spec pod.Spec, host string) (
 	}
 	defer unlock()
 
-	var mine *pod.Pod // what the last attempt tried to write
+	var tried attempts[pod.Pod]
+	var mine *pod.Pod
 	key := podPrefix + spec.Name
 	err = d.retry(ctx, "creating pod "+spec.Name, func(ctx context.Context) error {
 		kvs, err := d.read(ctx, key, clusterKey, allocatorKey, hostPrefix+host, hostAlive+host)
 		if err != nil {
 			return err
 		}
+		if kvs[0] != nil {
+			if mine = tried.stored(kvs[0]); mine == nil {
+				return fmt.Errorf("pod %q %w", spec.Name, pod.ErrExists)
+			}
+			return nil
+		}
 		switch {
-		case kvs[0] != nil && mine != nil && string(kvs[0].Value) == string(encode(mine)):
-			return nil // the attempt whose reply was lost
-		case kvs[0] != nil:
-			return fmt.Errorf("pod %q %w", spec.Name, pod.ErrExists)
 		case kvs[1] == nil:
 			return errNoCluster
 		case kvs[3] == nil:
@@ -66,7 +69,7 @@ func (d *Directory) CreatePod(ctx context.Context, spec pod.Spec, host string) (
 			return err
 		}
 		public, virtual := cluster.addresses(offset)
-		mine = &pod.Pod{
+		mine = tried.try(&pod.Pod{
 			Spec: spec,
 			Binding: pod.Binding{
 				Virtual: virtual, Public: public,
@@ -75,7 +78,7 @@ func (d *Directory) CreatePod(ctx context.Context, spec pod.Spec, host string) (
 			},
 			Phase:     pod.PhaseCreating,
 			CreatedAt: time.Now().UTC(),
-		}
+		})
 		return d.write(ctx,
 			[]clientv3.Cmp{unchanged(key, nil), unchanged(allocatorKey, kvs[2]), exists(hostAlive + host)},
 			put(key, mine),

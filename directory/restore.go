@@ -48,16 +48,20 @@ func (d *Directory) RestorePod(ctx context.Context, r Restored, host string) (*p
 		return nil, fmt.Errorf("%w: the pod's address %s is none of this cluster's %s", pod.ErrInvalid, r.Virtual, cluster.Virtual)
 	}
 	offset := offsetOf(cluster.Virtual, r.Virtual)
-	var mine *pod.Pod // what the last attempt tried to write
+	var tried attempts[pod.Pod]
+	var mine *pod.Pod
 	key, addressKey := podPrefix+r.Spec.Name, fmt.Sprintf(addressKeyForm, offset)
 	err = d.retry(ctx, "restoring pod "+r.Spec.Name, func(ctx context.Context) error {
 		kvs, err := d.read(ctx, key, addressKey, allocatorKey, hostPrefix+host, hostAlive+host)
 		if err != nil {
 			return err
 		}
+		if kvs[0] != nil {
+			if mine = tried.stored(kvs[0]); mine != nil {
+				return nil
+			}
+		}
 		switch {
-		case kvs[0] != nil && mine != nil && string(kvs[0].Value) == string(encode(mine)):
-			return nil // the attempt whose reply was lost
 		case kvs[3] == nil:
 			return fmt.Errorf("host %q: %w", host, pod.ErrNotFound)
 		case kvs[4] == nil:
@@ -83,7 +87,7 @@ func (d *Directory) RestorePod(ctx context.Context, r Restored, host string) (*p
 			return err
 		}
 		public, virtual := cluster.addresses(offset)
-		mine = r.record(ended)
+		mine = tried.try(r.record(ended))
 		mine.Binding = pod.Binding{
 			Virtual: virtual, Public: public, Host: host, Physical: h.Physical, Label: label, Epoch: mine.TriedEpoch,
 		}
