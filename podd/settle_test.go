@@ -3,12 +3,14 @@ package podd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
 	poddv1 "podd/api/podd/v1"
 	"podd/daemon"
 	"podd/directory"
+	"podd/pagesync"
 	"podd/pod"
 )
 
@@ -114,6 +116,10 @@ func TestReason(t *testing.T) {
 	}
 	if got := m.reason(err); got.Error() != "host b: the disk is full" {
 		t.Errorf("got %v for %v", got, err)
+	}
+	m.conn = dialTest(t, s)
+	if got := m.reason(fmt.Errorf("dumping the pod: %w", pagesync.ErrLost)); got.Error() != "host b: the disk is full" {
+		t.Errorf("got %v when the pager was lost", got)
 	}
 	if own := errors.New("CRIU failed"); m.reason(own) != own {
 		t.Error("another error was not kept")

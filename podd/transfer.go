@@ -17,6 +17,7 @@ import (
 
 	poddv1 "podd/api/podd/v1"
 	"podd/daemon"
+	"podd/pagesync"
 	"podd/pod"
 	"podd/trust"
 )
@@ -97,10 +98,11 @@ func (c *transferConn) receive(message proto.Message) error {
 // errHungUp means that the other end closed the connection.
 var errHungUp = errors.New("the other host closed the connection")
 
-// isBroken reports whether err says that the connection was lost.
+// isBroken reports whether err says that the connection was lost, or the pager's,
+// which the target ends when it gives up.
 func isBroken(err error) bool {
 	var network *net.OpError
-	return errors.As(err, &network) || errors.Is(err, errHungUp) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
+	return errors.As(err, &network) || errors.Is(err, pagesync.ErrLost) || errors.Is(err, errHungUp) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
 }
 
 // dialTransfer opens the connection of a move to the podd of a host.
