@@ -84,13 +84,17 @@ func (b *bystander) requireUndisturbed(t *testing.T) {
 	requireTidy(t)
 }
 
-// requireTidy fails the test if any host has something of an incarnation that
-// the directory doesn't know to be there.
+// requireTidy fails the test if any host keeps something of an incarnation that
+// the directory doesn't know to be there. A pod that has just moved runs, and is
+// said to, before its host has put the images away.
 func requireTidy(t *testing.T) {
 	t.Helper()
-	if left := leftovers(t); len(left) > 0 {
-		t.Errorf("left over:\n%s", strings.Join(left, "\n"))
-	}
+	until(t, "every host is tidy", func() error {
+		if left := leftovers(t); len(left) > 0 {
+			return fmt.Errorf("left over:\n%s", strings.Join(left, "\n"))
+		}
+		return nil
+	})
 }
 
 func leftovers(t *testing.T) []string {

@@ -81,7 +81,8 @@ func runTests(m *testing.M) (code int, err error) {
 	defer stop()
 	ctx, cancel := context.WithTimeout(interrupt, upTimeout)
 	defer cancel()
-	theLab, err = lab.Up(ctx, lab.Options{Hosts: 3, Dir: labDir(dir), BinDir: binDir, LogLevel: "debug"})
+	// How fast the machine's disk syncs is no business of these tests.
+	theLab, err = lab.Up(ctx, lab.Options{Hosts: 3, Dir: labDir(dir), BinDir: binDir, LogLevel: "debug", DirectoryInMemory: true})
 	if err != nil {
 		return 1, err
 	}

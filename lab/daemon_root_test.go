@@ -136,7 +136,7 @@ func TestRootDaemons(t *testing.T) {
 // made for them.
 func TestRootDownWithPods(t *testing.T) {
 	requireNone(t)
-	l, err := Up(t.Context(), Options{Hosts: 2, BinDir: binDir(t)})
+	l, err := Up(t.Context(), Options{Hosts: 2, BinDir: binDir(t), DirectoryInMemory: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/google/renameio/v2"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"podd/pod"
 )
@@ -70,6 +71,11 @@ type Options struct {
 	BinDir string
 	// LogLevel is the daemons'; empty means info.
 	LogLevel string
+	// DirectoryInMemory puts the state of the proxy, which has the directory,
+	// on a tmpfs: every change is synced there, and a disk that takes seconds
+	// for that, as when others write much, makes calls fail. It outlives the
+	// daemons, not the machine.
+	DirectoryInMemory bool
 	// Log is told of every step; nil means nothing is.
 	Log *slog.Logger
 }
@@ -78,6 +84,8 @@ type Options struct {
 type Lab struct {
 	config
 	log *slog.Logger
+	// directoryInMemory is of Options.
+	directoryInMemory bool
 	// children are waited for, or they would stay zombies of this process.
 	children sync.WaitGroup
 }
@@ -121,7 +129,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 }
 
 func newLab(o Options) (*Lab, error) {
-	l := &Lab{log: o.Log, config: config{
+	l := &Lab{log: o.Log, directoryInMemory: o.DirectoryInMemory, config: config{
 		Hosts: o.Hosts, LinkRate: o.LinkRate, Dir: o.Dir, BinDir: o.BinDir, LogLevel: o.LogLevel,
 		CreatedAt: time.Now().Truncate(time.Second),
 	}}
@@ -206,6 +214,15 @@ func (l *Lab) prepare() error {
 	}
 	if err := os.MkdirAll(l.logDir(), 0o755); err != nil {
 		return fmt.Errorf("making the lab's directory: %w", err)
+	}
+	if l.directoryInMemory {
+		dir := l.StateDir(Proxy)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return fmt.Errorf("making the directory's disk: %w", err)
+		}
+		if err := unix.Mount("podd-lab", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+			return fmt.Errorf("mounting a tmpfs at %s: %w", dir, err)
+		}
 	}
 	if err := l.buildNetwork(); err != nil {
 		return err
