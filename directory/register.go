@@ -206,6 +206,7 @@ func (d *Directory) Host(ctx context.Context, name string) (*pod.Host, error) {
 // certificates, so that it can't come back by itself either. The error wraps
 // pod.ErrConflict while it is alive or any pod or unfinished move is bound to it.
 func (d *Directory) RemoveHost(ctx context.Context, name string) error {
+	tried := false
 	return d.retry(ctx, "removing host "+name, func(ctx context.Context) error {
 		v, err := d.View(ctx)
 		if err != nil {
@@ -213,6 +214,8 @@ func (d *Directory) RemoveHost(ctx context.Context, name string) error {
 		}
 		h, ok := v.Hosts[name]
 		switch {
+		case !ok && tried:
+			return nil // the attempt whose reply was lost
 		case !ok:
 			return fmt.Errorf("host %q: %w", name, pod.ErrNotFound)
 		case h.Alive:
@@ -232,6 +235,7 @@ func (d *Directory) RemoveHost(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
+		tried = true
 		// Nothing may have come to the host since: no pod or move written
 		// after the view, no lease.
 		return d.write(ctx, append(conditions,

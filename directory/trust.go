@@ -120,15 +120,17 @@ func listRecords[T any](ctx context.Context, d *Directory, what, prefix string) 
 // DeleteToken forgets a token. The error wraps pod.ErrNotFound when there is
 // none of that ID.
 func (d *Directory) DeleteToken(ctx context.Context, id string) error {
+	tried := false
 	return d.retry(ctx, "deleting token "+id, func(ctx context.Context) error {
 		resp, err := d.etcd.Delete(ctx, tokenPrefix+id)
 		if err != nil {
+			tried = true
 			return err
 		}
-		if resp.Deleted == 0 {
+		if resp.Deleted == 0 && !tried {
 			return fmt.Errorf("token %q: %w", id, pod.ErrNotFound)
 		}
-		return nil
+		return nil // or gone by the attempt whose reply was lost
 	})
 }
 
@@ -204,14 +206,18 @@ func (d *Directory) Members(ctx context.Context) ([]Member, error) {
 // Revoke turns a member out: its certificates count no more, and it gets no
 // others. The error wraps pod.ErrNotFound when it is none.
 func (d *Directory) Revoke(ctx context.Context, i trust.Identity) error {
+	tried := false
 	return d.retry(ctx, "turning out "+i.String(), func(ctx context.Context) error {
 		conditions, changes, err := d.revocation(ctx, i)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if len(changes) == 0 {
+		case len(changes) == 0 && tried:
+			return nil // the attempt whose reply was lost
+		case len(changes) == 0:
 			return fmt.Errorf("%s %q: %w", i.Kind, i.Name, pod.ErrNotFound)
 		}
+		tried = true
 		return d.write(ctx, conditions, changes...)
 	})
 }
