@@ -50,6 +50,8 @@ type DirectoryOptions struct {
 	StateDir string
 	Listen   netip.AddrPort
 	Name     string
+	// Unsynced is as in directory.EmbeddedOptions.
+	Unsynced bool
 	// Credentials are the daemon's.
 	Credentials *trust.Store
 	Log         *slog.Logger
@@ -125,6 +127,7 @@ func OpenDirectory(ctx context.Context, o DirectoryOptions) (*Directory, error) 
 			Name:        o.Name,
 			Credentials: o.Credentials,
 			Log:         o.Log,
+			Unsynced:    o.Unsynced,
 		})
 		if err != nil {
 			return nil, err

@@ -84,7 +84,7 @@ func startNode(t *testing.T, state string, store *trust.Store, lifetime time.Dur
 	var err error
 	n.Cluster, err = OpenCluster(t.Context(), ClusterOptions{
 		Store: store, StateDir: state, Lifetime: lifetime, Log: quiet(),
-		Directory: DirectoryOptions{StateDir: state, Listen: netip.MustParseAddrPort("127.0.0.1:0"), Name: store.Identity().Name, Log: quiet()},
+		Directory: DirectoryOptions{StateDir: state, Listen: netip.MustParseAddrPort("127.0.0.1:0"), Name: store.Identity().Name, Unsynced: true, Log: quiet()},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -34,7 +34,7 @@ func start(t *testing.T) *Embedded {
 
 func startIn(t *testing.T, dir, listen string) *Embedded {
 	t.Helper()
-	e, err := StartEmbedded(t.Context(), EmbeddedOptions{DataDir: dir, Listen: listen, Log: testLog(t)})
+	e, err := StartEmbedded(t.Context(), EmbeddedOptions{DataDir: dir, Listen: listen, Unsynced: true, Log: testLog(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,10 @@ type EmbeddedOptions struct {
 	// cluster whose certificate was not revoked. Nil means neither encryption
 	// nor authentication: for tests of other things.
 	Credentials *trust.Store
+	// Unsynced leaves it to the kernel when changes reach the disk: they outlive
+	// the process, not the machine. It is for tests, which a disk that takes
+	// seconds to sync would make fail.
+	Unsynced bool
 	// Name names the etcd member in its log; empty means "podd".
 	Name string
 	// Log receives etcd's log: its warnings and errors as such, the rest at
@@ -113,6 +117,7 @@ func (e *Embedded) config(o EmbeddedOptions, listen url.URL, serving chan<- *grp
 	c.QuotaBackendBytes = 1 << 30
 	c.BootstrapDefragThresholdMegabytes = 64
 	c.EnableGRPCGateway = false
+	c.UnsafeNoFsync = o.Unsynced
 	c.GRPCKeepAliveInterval, c.GRPCKeepAliveTimeout = 6*time.Second, 3*time.Second
 	if o.Credentials != nil {
 		secure(c, o.Credentials, e.closed)

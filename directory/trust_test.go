@@ -21,7 +21,7 @@ var (
 // startSecure runs an etcd that speaks TLS.
 func startSecure(t testing.TB, credentials *trust.Store) *Embedded {
 	t.Helper()
-	e, err := StartEmbedded(t.Context(), EmbeddedOptions{DataDir: t.TempDir(), Listen: "127.0.0.1:0", Credentials: credentials, Log: slog.New(slog.DiscardHandler)})
+	e, err := StartEmbedded(t.Context(), EmbeddedOptions{DataDir: t.TempDir(), Listen: "127.0.0.1:0", Credentials: credentials, Unsynced: true, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +248,7 @@ func TestRemoveHostRevokes(t *testing.T) {
 // BenchmarkUpdate is the cost of TLS to one change of a record.
 func BenchmarkUpdate(b *testing.B) {
 	proxy := trusttest.Cluster(b)
-	plain, err := StartEmbedded(b.Context(), EmbeddedOptions{DataDir: b.TempDir(), Listen: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)})
+	plain, err := StartEmbedded(b.Context(), EmbeddedOptions{DataDir: b.TempDir(), Listen: "127.0.0.1:0", Unsynced: true, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 func TestLogQuotesNoRecords(t *testing.T) {
 	var log lockedBuffer
 	e, err := StartEmbedded(t.Context(), EmbeddedOptions{
-		DataDir: t.TempDir(), Listen: "127.0.0.1:0",
+		DataDir: t.TempDir(), Listen: "127.0.0.1:0", Unsynced: true,
 		Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 // newDirectory is a directory with the hosts a and b, both alive.
 func newDirectory(t *testing.T) *directory.Directory {
 	t.Helper()
-	e, err := directory.StartEmbedded(t.Context(), directory.EmbeddedOptions{DataDir: t.TempDir(), Listen: "127.0.0.1:0", Log: discard()})
+	e, err := directory.StartEmbedded(t.Context(), directory.EmbeddedOptions{DataDir: t.TempDir(), Listen: "127.0.0.1:0", Unsynced: true, Log: discard()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,7 +39,7 @@ func newApartSite(t *testing.T, hosts int, change func(*Config)) *site {
 	s.config.StateDir, s.config.RunDir = t.TempDir(), t.TempDir()
 	s.issuer = trusttest.InitIn(t, trust.Dir(s.config.StateDir))
 	embedded, err := directory.StartEmbedded(t.Context(), directory.EmbeddedOptions{
-		DataDir: t.TempDir(), Listen: "127.0.0.1:0", Name: "directory", Credentials: s.issuer, Log: quiet,
+		DataDir: t.TempDir(), Listen: "127.0.0.1:0", Name: "directory", Credentials: s.issuer, Unsynced: true, Log: quiet,
 	})
 	if err != nil {
 		t.Fatal(err)

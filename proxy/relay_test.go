@@ -43,7 +43,7 @@ type meeting struct {
 func newMeeting(t testing.TB) *meeting {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	e, err := directory.StartEmbedded(t.Context(), directory.EmbeddedOptions{DataDir: t.TempDir(), Listen: "127.0.0.1:0", Log: log})
+	e, err := directory.StartEmbedded(t.Context(), directory.EmbeddedOptions{DataDir: t.TempDir(), Listen: "127.0.0.1:0", Unsynced: true, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
