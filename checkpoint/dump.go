@@ -17,8 +17,10 @@ import (
 )
 
 // DumpHooks are what the caller does to the pod at the right moment of a dump.
-// All must be given, and all must bear being called again.
+// All but Ready must be given, and all but that must bear being called again.
 type DumpHooks struct {
+	// Ready is called once, when nothing is left to do before the first Freeze.
+	Ready func(ctx context.Context) error
 	// Freeze stops all processes of the pod and returns when they are
 	// stopped. It is called when CRIU is about to seize them, and again
 	// when everything is dumped.
@@ -335,8 +337,13 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 		case "":
 			return nil, errDumpFailed
 		case "pre-dump":
-			result.FrozenAt, err = d.freezeBetweenSpawns(ctx)
-			result.Freeze = time.Since(result.FrozenAt)
+			if ready := d.options.Hooks.Ready; ready != nil {
+				err = ready(ctx)
+			}
+			if err == nil {
+				result.FrozenAt, err = d.freezeBetweenSpawns(ctx)
+				result.Freeze = time.Since(result.FrozenAt)
+			}
 			if err == nil {
 				err = d.joinProcessor()
 			}

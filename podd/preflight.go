@@ -196,16 +196,12 @@ func targetClient(peers *daemon.Peers, host string) poddv1connect.TargetServiceC
 	return poddv1connect.NewTargetServiceClient(peers.Client(), daemon.PeerURL(trust.KindHost, host), api.ClientOptions())
 }
 
-// holdAtProxy makes the proxy queue the packets of the pod that a move is about.
-func (d *Daemon) holdAtProxy(ctx context.Context, move string) error {
-	proxy, err := d.proxy(ctx)
-	if err != nil {
-		return err
-	}
+// holdAtProxy makes a proxy queue the packets of the pod that a move is about.
+func (d *Daemon) holdAtProxy(ctx context.Context, proxy, move string) error {
 	ctx, cancel := context.WithTimeout(ctx, holdTimeout)
 	defer cancel()
-	client := poddv1connect.NewProxyServiceClient(d.cluster.Peers.Client(), daemon.PeerURL(trust.KindProxy, proxy.Name), api.ClientOptions())
-	_, err = client.Hold(ctx, connect.NewRequest(&poddv1.HoldRequest{Move: move}))
+	client := poddv1connect.NewProxyServiceClient(d.cluster.Peers.Client(), daemon.PeerURL(trust.KindProxy, proxy), api.ClientOptions())
+	_, err := client.Hold(ctx, connect.NewRequest(&poddv1.HoldRequest{Move: move}))
 	return err
 }
 

@@ -60,6 +60,7 @@ type sourceMove struct {
 	clock  *stageClock
 
 	network *vnet.Network
+	proxy   *pod.Proxy // that holds the pod's packets; nil if it is not known
 	conn    *transferConn
 	files   *filesync.Source
 	dump    *checkpoint.Dump
@@ -221,7 +222,7 @@ func (m *sourceMove) run(ctx context.Context) error {
 	if err := m.begin(ctx, pod.StageHold); err != nil {
 		return err
 	}
-	if err := m.hold(ctx); err != nil {
+	if err := m.prepareHold(ctx); err != nil {
 		return err
 	}
 	// A target that stops answering must not keep the pod frozen for ever.
@@ -371,6 +372,7 @@ func (m *sourceMove) prepareDump(ctx context.Context) error {
 		FreezeCgroup:   freezer.Dir(),
 		Log:            m.log,
 		Hooks: checkpoint.DumpHooks{
+			Ready: m.hold,
 			Freeze: func(ctx context.Context) error {
 				if m.frozen.IsZero() {
 					m.clock.begin(pod.StageFreeze)

@@ -10,9 +10,8 @@ import (
 	"podd/pod"
 )
 
-// hold makes the proxy queue what clients send. A proxy that can't is no
-// reason to stop: packets that are lost meanwhile are sent again by TCP.
-func (m *sourceMove) hold(ctx context.Context) error {
+// prepareHold does what need not wait until clients wait.
+func (m *sourceMove) prepareHold(ctx context.Context) error {
 	if err := m.pod.container.CloseSessions(ctx); err != nil {
 		return err
 	}
@@ -21,11 +20,24 @@ func (m *sourceMove) hold(ctx context.Context) error {
 		return err
 	}
 	m.receipt.Connections = connections
+	if m.proxy, err = m.d.proxy(ctx); err != nil {
+		m.log.Warn("looking for the proxy failed", "error", err)
+	}
+	return nil
+}
+
+// hold makes the proxy queue what clients send. A proxy that can't is no
+// reason to stop: packets that are lost meanwhile are sent again by TCP. The pod
+// runs, and CRIU waits only for the word to freeze it: what it does before would
+// keep clients waiting.
+func (m *sourceMove) hold(ctx context.Context) error {
 	if err := m.d.dir.SetHeld(ctx, m.move.ID, true); err != nil {
 		return err
 	}
-	if err := m.d.holdAtProxy(ctx, m.move.ID); err != nil {
-		m.log.Warn("the proxy does not hold the pod's packets; clients will send them again", "error", err)
+	if m.proxy != nil {
+		if err := m.d.holdAtProxy(ctx, m.proxy.Name, m.move.ID); err != nil {
+			m.log.Warn("the proxy does not hold the pod's packets; clients will send them again", "error", err)
+		}
 	}
 	return m.drain(ctx)
 }
