@@ -77,18 +77,6 @@ no newline at the end`
 	}
 }
 
-func TestParseStat(t *testing.T) {
-	got, err := parseStat("42 (a ) b (c) R 7 42 42 0 -1\n")
-	if err != nil || got != (procStat{program: "a ) b (c", state: 'R', parent: 7}) {
-		t.Errorf("got %+v, %v", got, err)
-	}
-	for _, bad := range []string{"", "42", "42 (a", "42 (a) R", "42 (a) R x", ")("} {
-		if _, err := parseStat(bad); err == nil {
-			t.Errorf("%q: no error", bad)
-		}
-	}
-}
-
 func TestFreezerNeedsACgroup(t *testing.T) {
 	if _, err := NewFreezer(t.TempDir()); err == nil {
 		t.Error("no error for a directory that is no cgroup")

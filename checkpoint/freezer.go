@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"podd/procfs"
 )
 
 // Freezer freezes all processes of one cgroup: with cgroup.freeze in version
@@ -128,16 +130,12 @@ func stoppedInRefrigerator(init int, cgroup string) (bool, error) {
 	if err != nil || !freezer.v1 {
 		return false, err
 	}
-	pids, err := podProcesses(init)
+	processes, err := procfs.PodProcesses(init)
 	if err != nil {
 		return false, fmt.Errorf("looking for stopped processes: %w", err)
 	}
-	for _, pid := range pids {
-		stat, err := readStat(pid)
-		if err != nil && !gone(err) {
-			return false, fmt.Errorf("looking for stopped processes: %w", err)
-		}
-		if err == nil && stat.state == 'T' {
+	for _, stat := range processes {
+		if stat.State == 'T' {
 			return true, nil
 		}
 	}

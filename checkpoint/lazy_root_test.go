@@ -15,6 +15,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // carrier carries memory as podd does: it takes a copy of it when the pod is frozen,
@@ -54,22 +56,22 @@ const carriedMapping = 64 << 10
 // are in.
 func (c *carrier) leaveOut(init int) func(context.Context) ([]MemoryRange, error) {
 	return func(context.Context) ([]MemoryRange, error) {
-		pids, err := podProcesses(init)
+		processes, err := procfs.PodProcesses(init)
 		if err != nil {
 			return nil, err
 		}
 		var all []MemoryRange
-		for _, pid := range pids {
-			ranges, err := carriedRanges(pid)
+		for _, stat := range processes {
+			ranges, err := carriedRanges(stat.PID)
 			if err != nil {
 				return nil, err
 			}
-			numbers, err := namespacePIDs(pid)
+			numbers, err := procfs.NamespacePIDs(stat.PID)
 			if err != nil {
 				return nil, err
 			}
 			for _, r := range ranges {
-				data, err := readMemory(pid, r.Start, int(r.End-r.Start))
+				data, err := readMemory(stat.PID, r.Start, int(r.End-r.Start))
 				if err != nil {
 					return nil, err
 				}
@@ -227,14 +229,14 @@ func fillAt(uffd int, copies []memoryCopy, address uint64) error {
 // equal compares what was copied with what is there in the restored pod.
 func (c *carrier) equal(t *testing.T, init int) {
 	t.Helper()
-	pids, err := podProcesses(init)
+	processes, err := procfs.PodProcesses(init)
 	must(t, err)
 	seen := 0
-	for _, pid := range pids {
-		numbers, err := namespacePIDs(pid)
+	for _, stat := range processes {
+		numbers, err := procfs.NamespacePIDs(stat.PID)
 		must(t, err)
 		for _, m := range c.copies[numbers[len(numbers)-1]] {
-			is, err := readMemory(pid, m.start, len(m.data))
+			is, err := readMemory(stat.PID, m.start, len(m.data))
 			must(t, err)
 			if !bytes.Equal(is, m.data) {
 				t.Errorf("memory of process %d at %#x is not what it was", numbers[len(numbers)-1], m.start)

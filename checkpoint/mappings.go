@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"podd/procfs"
 )
 
 // CRIU reads /proc/PID/smaps of every process for the flags of its mappings, and the
@@ -69,7 +71,7 @@ func residentSize(pid int) int64 {
 func readFlags(pid int) (mappingFlags, error) {
 	f := mappingFlags{flags: map[string]string{}}
 	var err error
-	if f.locked, err = lockedMemory(pid); err != nil {
+	if f.locked, err = procfs.StatusField(pid, "VmLck"); err != nil {
 		return f, err
 	}
 	smaps, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
@@ -103,7 +105,7 @@ func (f mappingFlags) text(pid int) (text []byte, ok bool) {
 	if err != nil {
 		return nil, false
 	}
-	if locked, err := lockedMemory(pid); err != nil || locked != f.locked {
+	if locked, err := procfs.StatusField(pid, "VmLck"); err != nil || locked != f.locked {
 		return nil, false
 	}
 	text = make([]byte, 0, 3*len(maps))
@@ -115,18 +117,4 @@ func (f mappingFlags) text(pid int) (text []byte, ok bool) {
 		text = append(append(append(text, line...), flags...), '\n')
 	}
 	return text, len(text) > 0
-}
-
-// lockedMemory is the line of /proc/PID/status that says how much is locked.
-func lockedMemory(pid int) (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(b)) {
-		if strings.HasPrefix(line, "VmLck:") {
-			return line, nil
-		}
-	}
-	return "", fmt.Errorf("process %d has no VmLck in its status", pid)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"podd/pod"
+	"podd/procfs"
 )
 
 const (
@@ -83,7 +84,7 @@ func lasting(before, now []pod.Blocker) []pod.Blocker {
 
 // ignoreGone is err unless it means that a process ended meanwhile.
 func ignoreGone(err error) error {
-	if gone(err) {
+	if procfs.Gone(err) {
 		return nil
 	}
 	return err
@@ -95,7 +96,7 @@ type survey struct {
 	options PreflightOptions
 
 	depth    int // of the pod's pid namespace
-	table    map[int]int
+	table    map[int]procfs.Stat
 	members  map[int]bool
 	mounts   map[int]bool    // mount IDs of all of the pod's mount namespaces
 	pidNS    string          // link of the pod's pid namespace
@@ -167,7 +168,7 @@ func (s *survey) run() error {
 			check = s.checkZombie
 		}
 		// A process that ends meanwhile is no problem any more.
-		if err := check(p); err != nil && !gone(err) {
+		if err := check(p); err != nil && !procfs.Gone(err) {
 			return fmt.Errorf("process %d (%s): %w", p.pid, p.program, err)
 		}
 	}
@@ -180,31 +181,35 @@ func (s *survey) run() error {
 // findProcesses collects the pod's processes, in the order of their pids in
 // the pod, and reports those that don't descend from its init.
 func (s *survey) findProcesses() ([]process, error) {
-	var err error
-	if s.depth, err = pidDepth(s.init); err != nil {
-		return nil, err
-	}
-	if s.pidNS, err = os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", s.init)); err != nil {
-		return nil, err
-	}
-	pids, err := podProcesses(s.init)
+	numbers, err := procfs.NamespacePIDs(s.init)
 	if err != nil {
 		return nil, err
+	}
+	s.depth = len(numbers)
+	if s.pidNS, err = procfs.PIDNamespace(s.init); err != nil {
+		return nil, err
+	}
+	inNamespace, err := procfs.PodProcesses(s.init)
+	if err != nil {
+		return nil, err
+	}
+	for _, stat := range inNamespace {
+		s.members[stat.PID] = true
 	}
 	inCgroup, err := cgroupProcesses(s.options.Cgroup)
 	if err != nil {
 		return nil, err
 	}
-	for _, pid := range append(pids, inCgroup...) {
+	for _, pid := range inCgroup {
 		s.members[pid] = true
 	}
-	if s.table, err = processTable(); err != nil {
+	if s.table, err = procfs.Table(); err != nil {
 		return nil, err
 	}
 	var processes []process
 	for pid := range s.members {
 		p, err := s.readProcess(pid)
-		if gone(err) {
+		if procfs.Gone(err) {
 			continue
 		}
 		if err != nil {
@@ -215,7 +220,7 @@ func (s *survey) findProcesses() ([]process, error) {
 	sort.Slice(processes, func(i, j int) bool { return processes[i].inner < processes[j].inner })
 	for _, p := range processes {
 		if !s.descends(p.pid) {
-			s.blockNow(p, -1, fmt.Sprintf("was started from outside of the pod: its parent is process %d of the host", s.table[p.pid]),
+			s.blockNow(p, -1, fmt.Sprintf("was started from outside of the pod: its parent is process %d of the host", s.table[p.pid].Parent),
 				"end it, or start it so that its parent in the pod is the pod's init")
 		}
 	}
@@ -228,8 +233,8 @@ func (s *survey) inPod(pid int) bool {
 	if s.members[pid] {
 		return true
 	}
-	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
-	return gone(err) || err == nil && ns == s.pidNS
+	ns, err := procfs.PIDNamespace(pid)
+	return procfs.Gone(err) || err == nil && ns == s.pidNS
 }
 
 // descends reports whether the pod's init is an ancestor of pid, or pid itself.
@@ -238,44 +243,39 @@ func (s *survey) descends(pid int) bool {
 		if pid == s.init {
 			return true
 		}
-		parent, ok := s.table[pid]
+		stat, ok := s.table[pid]
 		if !ok {
 			return false
 		}
-		pid = parent
+		pid = stat.Parent
 	}
 	return false
 }
 
 func (s *survey) readProcess(pid int) (process, error) {
-	stat, err := readStat(pid)
+	stat, err := procfs.ReadStat(pid)
 	if err != nil {
 		return process{}, err
 	}
-	pids, err := namespacePIDs(pid)
+	pids, err := procfs.NamespacePIDs(pid)
 	if err != nil {
 		return process{}, err
 	}
-	p := process{pid: pid, program: stat.program, state: stat.state}
+	p := process{pid: pid, program: stat.Program, state: stat.State}
 	if len(pids) >= s.depth {
 		p.inner = pids[s.depth-1]
 	}
-	p.tracer, err = statusNumber(pid, "TracerPid:")
+	p.tracer, err = statusNumber(pid, "TracerPid")
 	return p, err
 }
 
 // statusNumber reads one number of /proc/PID/status.
 func statusNumber(pid int, key string) (int, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	value, err := procfs.StatusField(pid, key)
 	if err != nil {
 		return 0, err
 	}
-	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, key); ok {
-			return strconv.Atoi(strings.TrimSpace(rest))
-		}
-	}
-	return 0, fmt.Errorf("process %d has no %s in its status", pid, key)
+	return strconv.Atoi(value)
 }
 
 // cgroupProcesses lists the processes of a cgroup and those below it.
@@ -319,7 +319,7 @@ func cgroupProcesses(dir string) ([]int, error) {
 // checkZombie accepts processes that ended, but not those of which only the
 // first thread has.
 func (s *survey) checkZombie(p process) error {
-	threads, err := statusNumber(p.pid, "Threads:")
+	threads, err := statusNumber(p.pid, "Threads")
 	if err == nil && threads > 1 {
 		s.blockNow(p, -1, "has ended its first thread, but not the others", "end the process")
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // findMounts collects the mounts of all mount namespaces of the pod, and
@@ -27,7 +29,7 @@ func (s *survey) findMounts(processes []process) error {
 		seen[ns] = true
 		mounts, err := readMounts(p)
 		if err != nil {
-			if gone(err) {
+			if procfs.Gone(err) {
 				continue
 			}
 			return fmt.Errorf("reading the mounts of process %d: %w", p.pid, err)
@@ -175,7 +177,7 @@ func (s *survey) checkDescriptors(p process) error {
 			continue
 		}
 		// It may be closed at any moment.
-		if err := s.checkDescriptor(descriptor{p, number}); err != nil && !gone(err) && !errors.Is(err, unix.EBADF) {
+		if err := s.checkDescriptor(descriptor{p, number}); err != nil && !procfs.Gone(err) && !errors.Is(err, unix.EBADF) {
 			return fmt.Errorf("descriptor %d: %w", number, err)
 		}
 	}

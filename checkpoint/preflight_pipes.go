@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // pipeEnds are the ends of one pipe that are open in the pod.
@@ -63,7 +65,7 @@ func (s *survey) outsideHolders(links map[string]bool) (map[string]int, error) {
 		dir := fmt.Sprintf("/proc/%d/fd", pid)
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			if gone(err) {
+			if procfs.Gone(err) {
 				continue
 			}
 			return nil, err

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // trouble is something that can't be carried.
@@ -243,7 +245,7 @@ func TestPreflight(t *testing.T) {
 
 		{"started from outside", func(t *testing.T) (int, int, func(), bool) {
 			cmd := startInPod(t, s, p.pid)
-			b, err := namespacePIDs(cmd.Process.Pid)
+			b, err := procfs.NamespacePIDs(cmd.Process.Pid)
 			must(t, err)
 			return -1, b[len(b)-1], func() { cmd.Process.Kill(); cmd.Wait() }, true
 		}, "started from outside", lost},

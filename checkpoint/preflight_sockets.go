@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // families that CRIU carries are missing here (criu/sockets.c).
@@ -88,8 +90,8 @@ func hostProcess(pid int) string {
 	if pid == 0 {
 		return "an unknown process"
 	}
-	if stat, err := readStat(pid); err == nil {
-		return fmt.Sprintf("%s (process %d of the host)", stat.program, pid)
+	if stat, err := procfs.ReadStat(pid); err == nil {
+		return fmt.Sprintf("%s (process %d of the host)", stat.Program, pid)
 	}
 	return fmt.Sprintf("process %d of the host", pid)
 }

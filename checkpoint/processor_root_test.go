@@ -7,10 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strings"
 	"testing"
+
+	"podd/procfs"
 )
 
 // A pod that is frozen is on one processor, and one that runs again has as many
@@ -64,11 +65,9 @@ func TestGatherProcesses(t *testing.T) {
 	}
 }
 
-var allowedProcessors = regexp.MustCompile(`Cpus_allowed_list:\s*(\S+)`)
-
 func processorsOf(t *testing.T, cmd *exec.Cmd) string {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+	list, err := procfs.StatusField(cmd.Process.Pid, "Cpus_allowed_list")
 	must(t, err)
-	return allowedProcessors.FindStringSubmatch(string(b))[1]
+	return list
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // Recover mends what a CRIU that was killed in a dump leaves behind: TCP
@@ -19,17 +21,17 @@ import (
 // mend does nothing, so a daemon that finds a frozen pod after its own crash
 // calls Recover, unblocks the network and thaws.
 func Recover(pid int) (int, error) {
-	pids, err := podProcesses(pid)
+	processes, err := procfs.PodProcesses(pid)
 	if err != nil {
 		return 0, fmt.Errorf("recovering sockets: %w", err)
 	}
 	n := 0
 	var errs []error
-	for _, p := range pids {
-		mended, err := recoverProcess(p)
+	for _, p := range processes {
+		mended, err := recoverProcess(p.PID)
 		n += mended
-		if err != nil && !gone(err) {
-			errs = append(errs, fmt.Errorf("recovering sockets of process %d: %w", p, err))
+		if err != nil && !procfs.Gone(err) {
+			errs = append(errs, fmt.Errorf("recovering sockets of process %d: %w", p.PID, err))
 		}
 	}
 	return n, errors.Join(errs...)

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // fail undoes an unfinished or held restore after err and returns it, in
@@ -89,12 +91,12 @@ func childIn(path string) (int, error) {
 	if err := unix.Stat(path, &want); err != nil {
 		return 0, fmt.Errorf("reading network namespace: %w", err)
 	}
-	table, err := processTable()
+	table, err := procfs.Table()
 	if err != nil {
 		return 0, err
 	}
-	for pid, parent := range table {
-		if parent != os.Getpid() {
+	for pid, stat := range table {
+		if stat.Parent != os.Getpid() {
 			continue
 		}
 		var got unix.Stat_t

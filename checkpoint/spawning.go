@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 const (
@@ -82,15 +84,15 @@ func spawning(cgroup string) (int, error) {
 		return 0, err
 	}
 	for pid, space := range shared {
-		stat, err := readStat(pid)
-		if gone(err) {
+		stat, err := procfs.ReadStat(pid)
+		if procfs.Gone(err) {
 			continue
 		}
 		if err != nil {
 			return 0, err
 		}
 		// A zombie has no memory, as all others.
-		if parent, member := shared[stat.parent]; stat.state != 'Z' && member && parent == space {
+		if parent, member := shared[stat.Parent]; stat.State != 'Z' && member && parent == space {
 			return pid, nil
 		}
 	}

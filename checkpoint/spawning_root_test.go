@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"podd/procfs"
 )
 
 // spawner waits in vfork(2) for a child that does not execute anything.
@@ -35,8 +37,8 @@ func TestSpawning(t *testing.T) {
 	others := []int{start("sleep", "1000"), start("true"), start("sleep", "1000"), start("true"), start("sleep", "1000")}
 	for _, dead := range []int{others[1], others[3]} {
 		eventually(t, "it ends", func() bool {
-			stat, err := readStat(dead)
-			return err == nil && stat.state == 'Z'
+			stat, err := procfs.ReadStat(dead)
+			return err == nil && stat.State == 'Z'
 		})
 	}
 	parent := start(program)

@@ -8,14 +8,16 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // awaitState waits until a process is in that state, as proc(5) has it.
 func awaitState(t *testing.T, pid int, state byte) {
 	t.Helper()
 	eventually(t, "the process is in state "+string(state), func() bool {
-		stat, err := readStat(pid)
-		return err == nil && stat.state == state
+		stat, err := procfs.ReadStat(pid)
+		return err == nil && stat.State == state
 	})
 }
 
@@ -75,7 +77,7 @@ func TestSeizeInterrupted(t *testing.T) {
 	go func() {
 		defer close(attached)
 		for ctx.Err() == nil {
-			if tracer, err := statusNumber(pod.pid, "TracerPid:"); err != nil || tracer != 0 {
+			if tracer, err := statusNumber(pod.pid, "TracerPid"); err != nil || tracer != 0 {
 				break
 			}
 		}

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // Strays finds the CRIUs that work in the network namespaces at some paths and
@@ -31,17 +33,17 @@ func Strays(netNS ...string) (map[string][]int, error) {
 	if len(paths) == 0 {
 		return nil, nil
 	}
-	table, err := processTable()
+	table, err := procfs.Table()
 	if err != nil {
 		return nil, fmt.Errorf("looking for CRIU: %w", err)
 	}
 	strays := map[string][]int{}
-	for pid, parent := range table {
-		if parent == os.Getpid() {
+	for pid, stat := range table {
+		if stat.Parent == os.Getpid() {
 			continue
 		}
 		found, err := isCRIU(pid)
-		if err != nil && !gone(err) {
+		if err != nil && !procfs.Gone(err) {
 			return nil, fmt.Errorf("looking for CRIU: process %d: %w", pid, err)
 		}
 		var st unix.Stat_t
@@ -69,7 +71,7 @@ func KillStray(pid int) error {
 	defer unix.Close(fd)
 	// Looked at after opening: if it is CRIU now, it was then.
 	if is, err := isCRIU(pid); !is {
-		if err != nil && !gone(err) {
+		if err != nil && !procfs.Gone(err) {
 			return fmt.Errorf("killing CRIU %d: %w", pid, err)
 		}
 		return nil
@@ -83,14 +85,14 @@ func KillStray(pid int) error {
 // isCRIU tells a CRIU from a program of a pod that calls itself so: CRIU is in
 // our own pid namespace.
 func isCRIU(pid int) (bool, error) {
-	stat, err := readStat(pid)
-	if err != nil || stat.program != "criu" || stat.state == 'Z' {
+	stat, err := procfs.ReadStat(pid)
+	if err != nil || stat.Program != "criu" || stat.Ended() {
 		return false, err
 	}
-	own, err := os.Readlink("/proc/self/ns/pid")
+	own, err := procfs.PIDNamespace(os.Getpid())
 	if err != nil {
 		return false, err
 	}
-	its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	its, err := procfs.PIDNamespace(pid)
 	return its == own, err
 }

@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"podd/fault/recovery"
 	"podd/pod"
+	"podd/procfs"
 )
 
 // These are the narrow windows that the model check found: two things that die at
@@ -43,36 +42,17 @@ func criuOf(t *testing.T, node string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	table, err := procfs.Table()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range stats {
-		stat, err := os.ReadFile(path)
-		if err == nil && strings.Contains(string(stat), " (criu) ") && parentOf(string(stat)) == podd {
-			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-			if err != nil {
-				t.Fatal(err)
-			}
+	for pid, stat := range table {
+		if stat.Program == "criu" && stat.Parent == podd {
 			return pid
 		}
 	}
 	t.Fatalf("no CRIU works for the podd of host %s", node)
 	return 0
-}
-
-// parentOf reads the parent from /proc/PID/stat of a program with a name as plain
-// as criu.
-func parentOf(stat string) int {
-	fields := strings.Fields(stat)
-	if len(fields) < 4 {
-		return 0
-	}
-	parent, err := strconv.Atoi(fields[3])
-	if err != nil {
-		return 0
-	}
-	return parent
 }
 
 func signalProcess(t *testing.T, pid int, signal unix.Signal) {
@@ -193,9 +173,8 @@ func TestEndBeforeImagesAreGone(t *testing.T) {
 	kill(t, "b", unix.SIGKILL)
 	signalProcess(t, init, unix.SIGTERM)
 	until(t, "the pod has ended", func() error {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", init))
-		if err == nil && !strings.Contains(string(stat), ") Z ") {
-			return fmt.Errorf("it has not: %s", stat)
+		if stat, err := procfs.ReadStat(init); err == nil && !stat.Ended() {
+			return fmt.Errorf("it has not: %+v", stat)
 		}
 		return nil
 	})

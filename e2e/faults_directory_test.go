@@ -22,6 +22,7 @@ import (
 
 	"podd/lab"
 	"podd/pod"
+	"podd/procfs"
 	"podd/trust"
 )
 
@@ -159,8 +160,8 @@ func (e *etcdCluster) restart(t *testing.T, m *etcdMember) {
 
 // ended reports whether a member has ended by itself.
 func (m *etcdMember) ended() bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.cmd.Process.Pid))
-	return err != nil || strings.Contains(string(stat), ") Z ")
+	stat, err := procfs.ReadStat(m.cmd.Process.Pid)
+	return err != nil || stat.Ended()
 }
 
 // ask returns what a member says about itself.

@@ -17,6 +17,7 @@ import (
 	"podd/fault/recovery"
 	"podd/lab"
 	"podd/pod"
+	"podd/procfs"
 )
 
 // scene is a move from a to b in which something is to fail, of a pod that a
@@ -182,9 +183,9 @@ func awaitStopped(t *testing.T, node string) {
 		t.Fatal(err)
 	}
 	until(t, "the daemon of "+node+" is stopped", func() error {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err == nil && !strings.Contains(string(stat), ") T ") {
-			err = fmt.Errorf("it is not: %s", stat)
+		stat, err := procfs.ReadStat(pid)
+		if err == nil && stat.State != 'T' {
+			err = fmt.Errorf("it is not: %+v", stat)
 		}
 		return err
 	})

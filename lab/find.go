@@ -15,6 +15,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // cgroupRoot is where either version of the hierarchy is mounted.
@@ -95,17 +97,13 @@ func networkNamespace(pid string) (uint64, error) {
 // a cgroup of a lab, and those noted as daemons, this one excepted.
 func (l *Lab) findProcesses(namespaces map[uint64]bool) ([]process, error) {
 	pids := map[int]bool{}
-	entries, err := os.ReadDir("/proc")
+	running, err := procfs.PIDs()
 	if err != nil {
-		return nil, fmt.Errorf("listing processes: %w", err)
+		return nil, err
 	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
+	for _, pid := range running {
 		// A process that has ended meanwhile has no namespace to read.
-		if inode, err := networkNamespace(e.Name()); err == nil && namespaces[inode] {
+		if inode, err := networkNamespace(strconv.Itoa(pid)); err == nil && namespaces[inode] {
 			pids[pid] = true
 		}
 	}

@@ -1,14 +1,13 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // process is a process for good: its number alone is given to another one
@@ -26,23 +25,14 @@ var errGone = errors.New("the process has ended")
 // it has ended: some machines' first process reaps nothing, so a zombie, which
 // this counts as ended, can stay for good.
 func startTime(pid int) (uint64, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+	stat, err := procfs.ReadStat(pid)
+	switch {
+	case procfs.Gone(err), err == nil && stat.Ended():
 		return 0, fmt.Errorf("process %d: %w", pid, errGone)
-	}
-	if err != nil {
+	case err != nil:
 		return 0, fmt.Errorf("looking at process %d: %w", pid, err)
 	}
-	// The second field, the name in brackets, may hold anything.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	const state, start = 0, 19 // proc(5) numbers them 3 and 22
-	if len(fields) <= start {
-		return 0, fmt.Errorf("looking at process %d: %q", pid, stat)
-	}
-	if s := fields[state][0]; s == 'Z' || s == 'X' {
-		return 0, fmt.Errorf("process %d: %w", pid, errGone)
-	}
-	return strconv.ParseUint(string(fields[start]), 10, 64)
+	return stat.Start, nil
 }
 
 func (p process) alive() bool {

@@ -2,18 +2,15 @@ package namespace
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"podd/namespace/image"
+	"podd/procfs"
 )
 
 // Image is what the container's image was when the container was made.
@@ -47,7 +44,7 @@ func (c *Container) Usage() (Usage, error) {
 	usage := Usage{Processes: len(pids)}
 	for _, pid := range pids {
 		size, err := ownMemory(pid)
-		if gone(err) {
+		if procfs.Gone(err) {
 			continue
 		}
 		if err != nil {
@@ -103,7 +100,7 @@ func (c *Container) MappedFiles() ([]string, error) {
 	}
 	paths := map[string]bool{}
 	for _, pid := range pids {
-		if err := mappedFiles(pid, paths); err != nil && !gone(err) {
+		if err := mappedFiles(pid, paths); err != nil && !procfs.Gone(err) {
 			return nil, fmt.Errorf("reading the mappings of process %d: %w", pid, err)
 		}
 	}
@@ -135,9 +132,4 @@ func mappedFiles(pid int, paths map[string]bool) error {
 		}
 	}
 	return lines.Err()
-}
-
-// gone reports whether the process has ended meanwhile.
-func gone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }

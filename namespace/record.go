@@ -10,6 +10,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"podd/namespace/image"
+	"podd/procfs"
 )
 
 // record is what container.json holds.
@@ -59,7 +60,7 @@ func (c *Container) writeRecord() error {
 
 // identify reads what tells the process apart from later ones with its PID.
 func identify(pid int) (*process, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	stat, err := procfs.ReadStat(pid)
 	if err != nil {
 		return nil, fmt.Errorf("identifying process %d: %w", pid, err)
 	}
@@ -67,16 +68,7 @@ func identify(pid int) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{PID: pid, Boot: boot}
-	// The name, field 2, is in parentheses and may contain anything.
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	if len(fields) < 20 {
-		return nil, fmt.Errorf("identifying process %d: /proc/%d/stat has %d fields", pid, pid, len(fields)+2)
-	}
-	if _, err := fmt.Sscan(fields[19], &p.StartTime); err != nil {
-		return nil, fmt.Errorf("identifying process %d: start time %q: %w", pid, fields[19], err)
-	}
-	return p, nil
+	return &process{PID: pid, StartTime: stat.Start, Boot: boot}, nil
 }
 
 // exists reports whether the process is still there, perhaps as a zombie.
@@ -86,7 +78,7 @@ func (p *process) exists() (bool, error) {
 	}
 	now, err := identify(p.PID)
 	switch {
-	case gone(err): // also in the middle of looking
+	case procfs.Gone(err): // also in the middle of looking
 		return false, nil
 	case err != nil:
 		return false, err

@@ -3,15 +3,15 @@ package pager
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // process names a process for good: a number is given again, with another start
@@ -21,32 +21,16 @@ type process struct {
 	Start uint64 `json:"start"` // in clock ticks after boot
 }
 
-// findProcess looks a process up. The error wraps fs.ErrNotExist, os.ErrProcessDone
-// or, where it ends meanwhile, ESRCH if it is gone.
+// findProcess looks a process up. The error wraps os.ErrProcessDone if it is gone.
 func findProcess(pid int) (process, error) {
-	p, _, err := readStat(pid)
-	return p, err
-}
-
-// readStat reads the start time of a process and whether it leads its session:
-// fields 22 and 6 of proc_pid_stat(5).
-func readStat(pid int) (p process, leader bool, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return process{}, false, fmt.Errorf("looking for process %d: %w", pid, err)
+	stat, err := procfs.ReadStat(pid)
+	switch {
+	case procfs.Gone(err), err == nil && stat.Ended():
+		return process{}, fmt.Errorf("process %d has ended: %w", pid, os.ErrProcessDone)
+	case err != nil:
+		return process{}, fmt.Errorf("looking for process %d: %w", pid, err)
 	}
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // from field 3 on
-	if len(fields) < 20 {
-		return process{}, false, fmt.Errorf("process %d has an odd stat", pid)
-	}
-	start, err := strconv.ParseUint(fields[19], 10, 64)
-	if err != nil {
-		return process{}, false, fmt.Errorf("process %d has an odd stat: %w", pid, err)
-	}
-	if fields[0] == "Z" {
-		return process{}, false, fmt.Errorf("process %d has ended: %w", pid, os.ErrProcessDone)
-	}
-	return process{pid, start}, fields[3] == strconv.Itoa(pid), nil
+	return process{pid, stat.Start}, nil
 }
 
 // arguments is how a pager is started. Its keeper has them too.
@@ -57,32 +41,31 @@ func arguments(dir string) []string { return []string{"podd", "pager", dir} }
 // is in another pid namespace.
 func findProcesses(dir string) (pagers, keepers []process, err error) {
 	want := strings.Join(arguments(dir), "\x00") + "\x00"
-	entries, err := os.ReadDir("/proc")
+	pids, err := procfs.PIDs()
 	if err != nil {
 		return nil, nil, fmt.Errorf("looking for pagers: %w", err)
 	}
-	namespace, err := os.Readlink("/proc/self/ns/pid")
+	namespace, err := procfs.PIDNamespace(os.Getpid())
 	if err != nil {
 		return nil, nil, fmt.Errorf("looking for pagers: %w", err)
 	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() {
+	for _, pid := range pids {
+		if pid == os.Getpid() {
 			continue
 		}
 		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err != nil || string(cmdline) != want {
 			continue // it ended, or is another program
 		}
-		if n, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err == nil && n != namespace {
+		if n, err := procfs.PIDNamespace(pid); err == nil && n != namespace {
 			continue
 		}
-		p, leader, err := readStat(pid)
-		switch {
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, os.ErrProcessDone), errors.Is(err, unix.ESRCH):
+		stat, err := procfs.ReadStat(pid)
+		switch p := (process{pid, stat.Start}); {
+		case procfs.Gone(err), err == nil && stat.Ended():
 		case err != nil:
-			return nil, nil, err
-		case leader:
+			return nil, nil, fmt.Errorf("looking for pagers: %w", err)
+		case stat.Session == pid:
 			pagers = append(pagers, p)
 		default:
 			keepers = append(keepers, p)

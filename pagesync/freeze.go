@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"podd/procfs"
 )
 
 // Left is a range of memory that podd carries itself and CRIU must leave out.
@@ -100,7 +102,7 @@ func (p *process) freeze() error {
 	if err == nil {
 		err = p.alive()
 	}
-	if gone(err) {
+	if procfs.Gone(err) {
 		p.regions = nil
 		return nil
 	}

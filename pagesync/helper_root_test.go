@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // program is the compiled testdata/mutate.c.
@@ -85,14 +87,14 @@ func stop(t testing.TB, init int) {
 		must(t, err)
 		quiet++
 		for _, id := range ids {
-			stat, err := readStat(id.pid)
-			if gone(err) || err == nil && stat.state == 'Z' {
+			stat, err := procfs.ReadStat(id.pid)
+			if procfs.Gone(err) || err == nil && stat.State == 'Z' {
 				continue
 			}
 			must(t, err)
-			if stat.state != 'T' {
+			if stat.State != 'T' {
 				quiet = 0
-				if err := unix.Kill(id.pid, unix.SIGSTOP); err != nil && !gone(err) {
+				if err := unix.Kill(id.pid, unix.SIGSTOP); err != nil && !procfs.Gone(err) {
 					t.Fatal(err)
 				}
 			}
@@ -110,7 +112,7 @@ func cont(t testing.TB, init int) {
 	ids, err := podProcesses(init)
 	must(t, err)
 	for _, id := range ids {
-		if err := unix.Kill(id.pid, unix.SIGCONT); err != nil && !gone(err) {
+		if err := unix.Kill(id.pid, unix.SIGCONT); err != nil && !procfs.Gone(err) {
 			t.Fatal(err)
 		}
 	}

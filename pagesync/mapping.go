@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // Mappings of other lengths, in bytes, are left to CRIU: a small one costs more
@@ -183,7 +185,7 @@ type procmap struct {
 // costs less than smaps, and of it only what is asked for.
 func stillCarried(pid int, known []span) ([]span, error) {
 	name := fmt.Sprintf("/proc/%d/maps", pid)
-	fd, err := openProc(name)
+	fd, err := procfs.Open(name)
 	if err != nil {
 		return nil, err
 	}
@@ -260,15 +262,15 @@ func stackPointers(pid int) ([]uint64, error) {
 	if threads := st.Nlink - 2; threads < 2 || threads > mostThreads {
 		return nil, nil
 	}
-	entries, err := readNames(dir)
+	entries, err := procfs.ReadNames(dir)
 	if err != nil {
 		return nil, err
 	}
 	var pointers []uint64
 	var buf [256]byte
 	for _, tid := range entries {
-		n, err := readSmall(dir+"/"+tid+"/syscall", buf[:])
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		n, err := procfs.ReadSmall(dir+"/"+tid+"/syscall", buf[:])
+		if procfs.Gone(err) {
 			continue
 		}
 		if err != nil {
@@ -286,41 +288,4 @@ func stackPointers(pid int) ([]uint64, error) {
 		pointers = append(pointers, sp)
 	}
 	return pointers, nil
-}
-
-// readNames, openProc and readSmall are for /proc in the freeze: what os has for
-// that costs twice as much, by what it does for other files.
-func readNames(dir string) ([]string, error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return f.Readdirnames(-1)
-}
-
-func openProc(name string) (int, error) {
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, &os.PathError{Op: "open", Path: name, Err: err}
-	}
-	return fd, nil
-}
-
-func readSmall(name string, b []byte) (int, error) {
-	fd, err := openProc(name)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
-	for {
-		n, err := unix.Read(fd, b)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return 0, &os.PathError{Op: "read", Path: name, Err: err}
-		}
-		return n, nil
-	}
 }

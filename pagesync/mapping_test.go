@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 func smaps(line, flags string) string {
@@ -130,19 +132,6 @@ func TestStillCarried(t *testing.T) {
 	}
 }
 
-func TestParseStat(t *testing.T) {
-	s := "42 (a b) c) S 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 9 10\n"
-	got, err := parseStat(s)
-	if err != nil || got != (procStat{'S', 7, 987654}) {
-		t.Errorf("%+v, %v", got, err)
-	}
-	for _, s := range []string{"", "42 (a) S 7", "42 (a) S x 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654"} {
-		if got, err := parseStat(s); err == nil {
-			t.Errorf("%q: %+v", s, got)
-		}
-	}
-}
-
 func TestPodProcesses(t *testing.T) {
 	// This program is in the pid namespace of whichever init.
 	found, err := podProcesses(os.Getpid())
@@ -162,7 +151,7 @@ func TestPodProcesses(t *testing.T) {
 			t.Error(err)
 		}
 		id.start++ // somebody else had the pid
-		if _, err := openProcess(id); !gone(err) {
+		if _, err := openProcess(id); !procfs.Gone(err) {
 			t.Errorf("the pid was used again: %v", err)
 		}
 		return

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"podd/procfs"
 )
 
 // PassStats say what a pass did. Bytes are of memory where nothing else is said.
@@ -54,7 +56,7 @@ func (s *Source) Survey(ctx context.Context) (PassStats, error) {
 	}
 	for _, p := range s.processes {
 		err := p.eachPresent(func(present span) { stats.Scanned += present.bytes() })
-		if err != nil && !gone(err) {
+		if err != nil && !procfs.Gone(err) {
 			return stats, fmt.Errorf("looking at the memory of process %d: %w", p.pid, err)
 		}
 	}
@@ -83,7 +85,7 @@ func (s *Source) survey(ctx context.Context) (PassStats, error) {
 		}
 		p := known[id]
 		if p == nil {
-			if p, err = openProcess(id); gone(err) {
+			if p, err = openProcess(id); procfs.Gone(err) {
 				continue
 			} else if err != nil {
 				return stats, fmt.Errorf("opening process %d: %w", id.pid, err)
@@ -94,7 +96,7 @@ func (s *Source) survey(ctx context.Context) (PassStats, error) {
 		if err == nil {
 			err = p.alive()
 		}
-		if gone(err) {
+		if procfs.Gone(err) {
 			continue
 		}
 		if err != nil {
@@ -243,7 +245,7 @@ func (s *Source) pass(ctx context.Context, l *link, stats *PassStats) error {
 	var scanned, changed, busy atomic.Int64
 	err := s.work(ctx, runtime.GOMAXPROCS(0), func(give func(job) bool) error {
 		for _, p := range s.processes {
-			if err := p.jobs(give); err != nil && !gone(err) {
+			if err := p.jobs(give); err != nil && !procfs.Gone(err) {
 				return fmt.Errorf("looking for the pages of process %d: %w", p.pid, err)
 			}
 		}
@@ -253,7 +255,7 @@ func (s *Source) pass(ctx context.Context, l *link, stats *PassStats) error {
 		return func(j job) error {
 			begin := time.Now()
 			done, content, err := w.copier.read(j.p, j.address, j.pages)
-			if gone(err) {
+			if procfs.Gone(err) {
 				return nil
 			}
 			if err != nil {

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
+
+	"podd/procfs"
 )
 
 var (
@@ -113,7 +115,7 @@ func Reopen(o SourceOptions, regions ...Region) (*Source, error) {
 	}
 	for _, id := range found {
 		p, err := openProcess(id)
-		if gone(err) {
+		if procfs.Gone(err) {
 			continue
 		}
 		if err != nil {

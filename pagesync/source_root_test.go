@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 var (
@@ -267,7 +269,7 @@ func TestKilled(t *testing.T) {
 			end := func() {
 				must(t, unix.Kill(init, unix.SIGKILL)) // nobody reaps it
 				deadline := time.Now().Add(20 * time.Second)
-				for stat, err := readStat(init); err != nil || stat.state != 'Z'; stat, err = readStat(init) {
+				for stat, err := procfs.ReadStat(init); err != nil || stat.State != 'Z'; stat, err = procfs.ReadStat(init) {
 					if time.Now().After(deadline) {
 						t.Fatalf("the pod does not end: %v", err)
 					}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // run runs a command to its end; the error has what it wrote.
@@ -96,12 +98,8 @@ func reap(ctx context.Context, pid int) error {
 }
 
 func zombie(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true
-	}
-	after := stat[bytes.LastIndexByte(stat, ')')+1:]
-	return len(after) > 1 && after[1] == 'Z'
+	stat, err := procfs.ReadStat(pid)
+	return err != nil || stat.Ended()
 }
 
 // Adopt makes this process inherit the containers that the commands it runs
