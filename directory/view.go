@@ -34,7 +34,8 @@ type View struct {
 	Pods  map[string]*pod.Pod
 	Moves map[string]*pod.Move
 
-	index struct {
+	history history
+	index   struct {
 		sync.Once
 		byVirtual, byPublic map[netip.Addr]*pod.Pod
 	}
@@ -55,6 +56,14 @@ func (v *View) PodAt(a netip.Addr) *pod.Pod {
 		return p
 	}
 	return v.index.byPublic[a]
+}
+
+// PodsChangedSince names the pods whose record, or the record of whose move,
+// has changed since an earlier view of the same watch, in no order and perhaps
+// several times. ok is false when that is not known: earlier is of another
+// watch or of before an interruption, or too much has happened since.
+func (v *View) PodsChangedSince(earlier *View) (names []string, ok bool) {
+	return v.history.since(&earlier.history)
 }
 
 // MoveOf is the move that p is in; nil when there is none.
@@ -114,6 +123,7 @@ type state struct {
 	moves    map[string]*pod.Move
 	// podsShared and movesShared say that a view has the map.
 	podsShared, movesShared bool
+	history                 history
 }
 
 func newState(log *slog.Logger) *state {
@@ -124,6 +134,7 @@ func newState(log *slog.Logger) *state {
 		alive:   map[string]bool{},
 		pods:    map[string]*pod.Pod{},
 		moves:   map[string]*pod.Move{},
+		history: newHistory(),
 	}
 }
 
@@ -137,6 +148,7 @@ func (s *state) view() *View {
 		Proxies:  maps.Clone(s.proxies),
 		Pods:     s.pods,
 		Moves:    s.moves,
+		history:  s.history,
 	}
 	s.podsShared, s.movesShared = true, true
 	for name, h := range v.Hosts {
@@ -179,9 +191,12 @@ func (s *state) put(kv *mvccpb.KeyValue) {
 	case podPrefix:
 		s.ownPods()
 		err = storePointer(s.pods, name, kv)
+		s.history.add(name)
 	case movePrefix:
 		s.ownMoves()
-		err = storePointer(s.moves, name, kv)
+		if err = storePointer(s.moves, name, kv); err == nil {
+			s.history.add(s.moves[name].Pod)
+		}
 	}
 	if err != nil {
 		s.log.Error("ignoring a record", "error", err)
@@ -199,8 +214,12 @@ func (s *state) delete(key string) {
 	case podPrefix:
 		s.ownPods()
 		delete(s.pods, name)
+		s.history.add(name)
 	case movePrefix:
 		s.ownMoves()
+		if m := s.moves[name]; m != nil {
+			s.history.add(m.Pod)
+		}
 		delete(s.moves, name)
 	}
 }

@@ -8,6 +8,11 @@
 // live on meanwhile, and the first view of the directory puts everything right.
 // Stopping it leaves the kernel as it is, on purpose; Cleanup removes it.
 //
+// One more pod costs the same whether there are ten or ten thousand: a view tells
+// which pods have changed since an earlier one, and only their paths are worked out
+// and set. All paths are whenever that is not known: at the start, after a failure,
+// after an interrupted watch; and every minute they are compared with the kernel.
+//
 // # A move, as the proxy sees it
 //
 // When the journal shows a running move, the target's labelled device is made

@@ -18,6 +18,7 @@ import (
 // recordedPath is a data path that takes down what it is asked for.
 type recordedPath struct {
 	sets    []datapath.State
+	changes []datapath.Change
 	repairs []datapath.Repair
 	looked  int
 	err     error
@@ -25,6 +26,11 @@ type recordedPath struct {
 
 func (p *recordedPath) Set(_ context.Context, s datapath.State) error {
 	p.sets = append(p.sets, s)
+	return p.err
+}
+
+func (p *recordedPath) Update(_ context.Context, c datapath.Change) error {
+	p.changes = append(p.changes, c)
 	return p.err
 }
 

@@ -2,7 +2,9 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -29,6 +31,7 @@ const (
 // dataPath is the part of datapath.Datapath that the reconciler drives.
 type dataPath interface {
 	Set(context.Context, datapath.State) error
+	Update(context.Context, datapath.Change) error
 	Repair(context.Context, datapath.State) ([]datapath.Repair, error)
 }
 
@@ -45,8 +48,11 @@ type reconciler struct {
 	holds   map[string]*hold // by move
 	waiting []*holdRequest
 	resync  time.Time // when to look at the kernel next
-	// followed is the newest view that the kernel is in line with.
+	// followed is the newest view that the kernel is in line with; nil after a
+	// failure, when it may be in line with none.
 	followed *directory.View
+	// placed are the virtual addresses of the pods that have a path, by name.
+	placed map[string]netip.Addr
 
 	requests chan *holdRequest
 	ready    chan struct{} // closed after the first success
@@ -98,19 +104,21 @@ func (r *reconciler) run(ctx context.Context, views <-chan *directory.View) {
 func (r *reconciler) step(ctx context.Context, now time.Time) time.Duration {
 	view := r.view.Load()
 	answers := r.noteRequests(view)
-	state, again := r.state(view, now)
-	err := r.path.Set(ctx, state)
+	again, err := r.set(ctx, view, now)
 	r.metrics.setTook(time.Since(now), err)
 	if err == nil && r.followed != view {
-		r.followed = view
 		r.metrics.followed(view.Received)
+	}
+	r.followed = view
+	if err != nil {
+		r.followed = nil
 	}
 	r.publishHolds(view)
 	for _, request := range answers {
 		request.done <- err
 	}
-	held := slices.ContainsFunc(state.Pods, func(p datapath.PodPath) bool { return p.Held })
-	if err == nil && now.After(r.resync) && !held { // it takes a while, and a release must not wait
+	if err == nil && now.After(r.resync) && len(r.Holding()) == 0 { // it takes a while, and a release must not wait
+		state, _ := r.state(view, now)
 		err = r.repair(ctx, state)
 		r.resync = now.Add(r.interval)
 	}
@@ -127,6 +135,18 @@ func (r *reconciler) step(ctx context.Context, now time.Time) time.Duration {
 		close(r.ready)
 	}
 	return again
+}
+
+// set brings the data path to the view: by the changes since the one that it is
+// in line with, where they are known, and otherwise as a whole.
+func (r *reconciler) set(ctx context.Context, view *directory.View, now time.Time) (again time.Duration, err error) {
+	if change, again, ok := r.change(view, now); ok {
+		if err := r.path.Update(ctx, change); !errors.Is(err, datapath.ErrStale) {
+			return again, err
+		}
+	}
+	state, again := r.state(view, now)
+	return again, r.path.Set(ctx, state)
 }
 
 // repair compares the kernel with state, which is what it was set to, and
@@ -153,25 +173,79 @@ func (r *reconciler) repair(ctx context.Context, state datapath.State) error {
 func (r *reconciler) state(view *directory.View, now time.Time) (datapath.State, time.Duration) {
 	r.endHolds(view, now)
 	again := resyncInterval
-	s := datapath.State{Pods: make([]datapath.PodPath, 0, len(view.Pods))}
-	for _, h := range view.Hosts {
-		s.Hosts = append(s.Hosts, h.Physical)
-	}
-	for _, p := range view.Pods {
-		if p.Phase != pod.PhaseCreating && !p.Phase.Live() {
+	s := datapath.State{Hosts: hosts(view), Pods: make([]datapath.PodPath, 0, len(view.Pods))}
+	r.placed = make(map[string]netip.Addr, len(view.Pods))
+	for name, p := range view.Pods {
+		if !reachable(p) {
 			continue
 		}
-		path := datapath.PodPath{Binding: p.Binding}
-		// Until the source has undone an aborted move nobody could take them.
-		if m := view.MoveOf(p); m != nil && (m.State == pod.MoveRunning || m.Undoing()) {
-			path.Next = &m.Next
-			left := r.held(m, now)
-			path.Held = left > 0
-			if path.Held {
-				again = min(again, left)
-			}
-		}
+		path, left := r.pathTo(view, p, now)
+		again = min(again, left)
 		s.Pods = append(s.Pods, path)
+		r.placed[name] = p.Binding.Virtual
 	}
 	return s, again
+}
+
+// change is how state differs from that of the view followed. ok is false when
+// that is not known. It looks at the pods that have changed and those that are
+// held, for holds end with time.
+func (r *reconciler) change(view *directory.View, now time.Time) (c datapath.Change, again time.Duration, ok bool) {
+	if r.followed == nil {
+		return c, 0, false
+	}
+	names, ok := view.PodsChangedSince(r.followed)
+	if !ok {
+		return c, 0, false
+	}
+	names = slices.Clone(names)
+	for id := range r.holds {
+		if m := view.Moves[id]; m != nil {
+			names = append(names, m.Pod)
+		}
+	}
+	r.endHolds(view, now)
+	again = resyncInterval
+	c.Hosts = hosts(view)
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		if old, had := r.placed[name]; had {
+			c.Gone = append(c.Gone, old)
+			delete(r.placed, name)
+		}
+		p := view.Pods[name]
+		if p == nil || !reachable(p) {
+			continue
+		}
+		path, left := r.pathTo(view, p, now)
+		again = min(again, left)
+		c.Pods = append(c.Pods, path)
+		r.placed[name] = p.Binding.Virtual
+	}
+	return c, again, true
+}
+
+func hosts(view *directory.View) []netip.Addr {
+	addresses := make([]netip.Addr, 0, len(view.Hosts))
+	for _, h := range view.Hosts {
+		addresses = append(addresses, h.Physical)
+	}
+	return addresses
+}
+
+// reachable reports whether a pod is to have a path.
+func reachable(p *pod.Pod) bool { return p.Phase == pod.PhaseCreating || p.Phase.Live() }
+
+// pathTo is the way to one pod. It also returns when its hold runs out, if it
+// has one.
+func (r *reconciler) pathTo(view *directory.View, p *pod.Pod, now time.Time) (datapath.PodPath, time.Duration) {
+	path, again := datapath.PodPath{Binding: p.Binding}, resyncInterval
+	// Until the source has undone an aborted move nobody could take them.
+	if m := view.MoveOf(p); m != nil && (m.State == pod.MoveRunning || m.Undoing()) {
+		path.Next = &m.Next
+		if left := r.held(m, now); left > 0 {
+			path.Held, again = true, left
+		}
+	}
+	return path, again
 }

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 )
@@ -28,6 +29,27 @@ func BenchmarkSetOneOfMany(b *testing.B) {
 		if err := l.datapath.Set(b.Context(), s); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkUpdateOneOfMany adds a pod to 10,000, and removes it.
+func BenchmarkUpdateOneOfMany(b *testing.B) {
+	l := newLab(b, 1)
+	s := crowd(l, 10000)
+	l.set(s)
+	for b.Loop() {
+		p := PodPath{Binding: l.newBinding(10001, 0)}
+		added := Change{Hosts: s.Hosts, Pods: []PodPath{p}}
+		if err := l.datapath.Update(b.Context(), added); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		gone := Change{Hosts: s.Hosts, Gone: []netip.Addr{p.Binding.Virtual}}
+		if err := l.datapath.Update(b.Context(), gone); err != nil {
+			b.Fatal(err)
+		}
+		l.settle()
+		b.StartTimer()
 	}
 }
 

@@ -82,6 +82,21 @@ type State struct {
 	Pods []PodPath
 }
 
+// Change is what is other than in the State or Change before.
+type Change struct {
+	// Hosts are those of State, all of them.
+	Hosts []netip.Addr
+	// Pods are new, or their paths are different.
+	Pods []PodPath
+	// Gone are virtual addresses that can't be reached any more, but for those
+	// that are in Pods, too.
+	Gone []netip.Addr
+}
+
+// ErrStale says that the kernel may be other than remembered, so that a change
+// can't be made but only all of a State.
+var ErrStale = errors.New("the datapath has to be set as a whole")
+
 // PodPath is the way to one pod.
 type PodPath struct {
 	// Binding is where the pod is.
@@ -201,21 +216,54 @@ func (d *Datapath) Set(ctx context.Context, state State) error {
 			return fmt.Errorf("setting datapath: %w", err)
 		}
 	}
-	failures := []error{d.setHosts(state.Hosts)}
-	for i := range state.Pods {
-		if err := ctx.Err(); err != nil {
-			return errors.Join(append(failures, fmt.Errorf("setting datapath: %w", err))...)
-		}
-		if err := d.setPod(&state.Pods[i], began); err != nil {
-			failures = append(failures, fmt.Errorf("setting path to pod %s: %w", state.Pods[i].Binding.Virtual, err))
-		}
+	err := d.setPaths(ctx, state.Hosts, state.Pods, began)
+	if ctx.Err() == nil {
+		err = errors.Join(err, d.removeUnwanted(began))
 	}
-	failures = append(failures, d.removeUnwanted(began))
-	err := errors.Join(failures...)
 	if err != nil {
 		d.Resync()
 	}
 	return err
+}
+
+// Update makes a change of what the last Set and the Updates since have made of
+// the kernel, which takes as long as the change is big, whatever the number of
+// pods. All else is as with Set. The error wraps ErrStale when nothing is done
+// and a Set is needed, as it is after any error.
+func (d *Datapath) Update(ctx context.Context, change Change) error {
+	d.setting.Lock()
+	defer d.setting.Unlock()
+
+	d.mu.Lock()
+	began, stale := d.calls, d.stale
+	d.sets++
+	d.mu.Unlock()
+	if stale {
+		return fmt.Errorf("changing datapath: %w", ErrStale)
+	}
+	err := d.setPaths(ctx, change.Hosts, change.Pods, began)
+	if ctx.Err() == nil {
+		err = errors.Join(err, d.removeGone(change.Gone, began))
+	}
+	if err != nil {
+		d.Resync()
+	}
+	return err
+}
+
+// setPaths sets the hosts and the paths to some pods.
+func (d *Datapath) setPaths(ctx context.Context, hosts []netip.Addr, pods []PodPath, began uint64) error {
+	failures := []error{d.setHosts(hosts)}
+	for i := range pods {
+		if err := ctx.Err(); err != nil {
+			failures = append(failures, fmt.Errorf("setting datapath: %w", err))
+			break
+		}
+		if err := d.setPod(&pods[i], began); err != nil {
+			failures = append(failures, fmt.Errorf("setting path to pod %s: %w", pods[i].Binding.Virtual, err))
+		}
+	}
+	return errors.Join(failures...)
 }
 
 func (d *Datapath) setPod(want *PodPath, began uint64) error {
@@ -260,13 +308,8 @@ func (d *Datapath) removeUnwanted(began uint64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var failures []error
-	for virtual, p := range d.paths {
-		if p.set == d.sets || p.call > began {
-			continue
-		}
-		if err := d.removePath(p); err != nil {
-			failures = append(failures, fmt.Errorf("removing path to pod %s: %w", virtual, err))
-		}
+	for _, p := range d.paths {
+		failures = append(failures, d.removeUnnamed(p, began))
 	}
 	for label, dev := range d.unclaimed {
 		if d.known != nil && d.known[label] == nil {
@@ -275,4 +318,28 @@ func (d *Datapath) removeUnwanted(began uint64) error {
 		failures = append(failures, d.doom(dev))
 	}
 	return errors.Join(failures...)
+}
+
+// removeGone removes some pods, unless the running Update has named them.
+func (d *Datapath) removeGone(gone []netip.Addr, began uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var failures []error
+	for _, virtual := range gone {
+		if p := d.paths[virtual]; p != nil {
+			failures = append(failures, d.removeUnnamed(p, began))
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// removeUnnamed removes a pod that the running Set or Update has not named.
+func (d *Datapath) removeUnnamed(p *path, began uint64) error {
+	if p.set == d.sets || p.call > began {
+		return nil
+	}
+	if err := d.removePath(p); err != nil {
+		return fmt.Errorf("removing path to pod %s: %w", p.virtual, err)
+	}
+	return nil
 }
