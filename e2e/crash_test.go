@@ -121,9 +121,15 @@ func TestRestoreInsists(t *testing.T) {
 }
 
 // CRIU, podd and the pod die at the last moment before the pod runs: nothing but
-// the images is left of it.
+// the images is left of it, and what its connections become in the kernel when
+// their sockets are closed: one with nothing to read has an end to tell.
 func TestDeathAtRelease(t *testing.T) {
 	s := newScene(t)
+	// Nobody is to be refused meanwhile: resets are looked out for.
+	s.pod.exec("sh", "-c", `"$@" >/dev/null 2>&1 </dev/null & until grep -q 00000000:1B59 /proc/net/tcp; do sleep 0.05; done`,
+		"sh", "/usr/bin/python3", "-c", pythonServer, "idle", "7001")
+	idle := dialLines(t, s.pod.public(7001))
+	idle.ask("before")
 	s.begin("target:resuming", "stop")
 	now := s.pod.inspect()
 	if now.Host != "b" {
@@ -136,6 +142,9 @@ func TestDeathAtRelease(t *testing.T) {
 	kill(t, "b", unix.SIGKILL)
 	restart(t, "b")
 	s.requireOutcome(recovery.Goes)
+	if got := idle.ask("after"); got != "idle 2 after" {
+		t.Errorf("on the idle connection comes %q", got)
+	}
 }
 
 // podd is killed when the pod runs, but can't be heard yet.

@@ -53,8 +53,10 @@ func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Cont
 	}
 	nsPath := d.netnsPath(container.Name(), container.Epoch())
 	// With the copy that died, sockets went away to which packets were let in
-	// already. The answers wait in the NIC's queue, and must not leave it.
-	if err := network.Detach(nsPath); err != nil {
+	// already. The answers wait in the NIC's queue, and must not leave it. The
+	// namespace goes too: in it, connections whose end nobody is told of
+	// (FIN-WAIT-1) keep their addresses for minutes from those restored.
+	if err := network.DeleteNamespace(nsPath); err != nil {
 		return err
 	}
 	if err := d.attachNetwork(network, nsPath, binding, true); err != nil {
