@@ -5,7 +5,6 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -144,18 +143,7 @@ func TestCheckpointRestore(t *testing.T) {
 	if got := line.ask("five"); got != "python 5 five" {
 		t.Errorf("after a removal comes %q", got)
 	}
-	awaitTidy(t)
-}
-
-// awaitTidy is requireTidy where the cleaning may still be under way.
-func awaitTidy(t *testing.T) {
-	t.Helper()
-	until(t, "nothing is left over", func() error {
-		if left := leftovers(t); len(left) > 0 {
-			return errors.New(strings.Join(left, ", "))
-		}
-		return nil
-	})
+	requireTidy(t)
 }
 
 // Somebody else has the address by now.
@@ -406,7 +394,7 @@ func TestCheckpointInterrupted(t *testing.T) {
 			if after := server.inspect(); after != before {
 				t.Errorf("the pod is %+v; it was %+v", after, before)
 			}
-			awaitTidy(t)
+			requireTidy(t)
 			server.move("b")
 			if got := line.ask("three"); got != "python 3 three" {
 				t.Errorf("after a move comes %q", got)

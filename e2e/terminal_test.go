@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
@@ -50,7 +51,13 @@ func startOnTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := cmd.Start(); err != nil {
+	// Its signals mean what they do after a login. Tests that are run in the
+	// background have some ignored, and podctl would keep to that.
+	handled := make(chan os.Signal, 1)
+	signal.Notify(handled, unix.SIGINT, unix.SIGQUIT, unix.SIGHUP)
+	err = cmd.Start()
+	signal.Stop(handled)
+	if err != nil {
 		t.Fatal(err)
 	}
 	term := &terminal{t: t, master: master, cmd: cmd, ended: make(chan struct{}), more: make(chan struct{})}
