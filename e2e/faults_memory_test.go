@@ -231,12 +231,12 @@ var memoryFaults = []struct {
 		a.requireWhole()
 	}},
 	{"pager killed", func(a *arrival) {
-		killPagers(a.t, "b")
+		killPagers(a.t, "b", false)
 		a.requireWhole()
 	}},
 	{"pager and target killed", func(a *arrival) {
 		kill(a.t, "b", unix.SIGKILL)
-		killPagers(a.t, "b")
+		killPagers(a.t, "b", false)
 		restart(a.t, "b")
 		a.requireWhole()
 	}},

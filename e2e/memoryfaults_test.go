@@ -59,13 +59,17 @@ func TestMemoryFaults(t *testing.T) {
 	}
 }
 
-// The pager is killed before the pod runs, or when it runs: another one goes on.
+// The pager is killed before the pod runs, or when it runs: another one goes on. So it
+// does if what keeps its descriptors is killed, too, before the pod runs.
 func TestPagerKilled(t *testing.T) {
-	for _, point := range []string{"target:committed", "target:memory"} {
-		t.Run(point, func(t *testing.T) {
+	for _, test := range []struct {
+		point  string
+		keeper bool
+	}{{"target:committed", false}, {"target:committed", true}, {"target:memory", false}} {
+		t.Run(fmt.Sprintf("%s keeper %v", test.point, test.keeper), func(t *testing.T) {
 			s := newPostCopy(t)
-			s.begin(point, "stop")
-			killPagers(t, "b")
+			s.begin(test.point, "stop")
+			killPagers(t, "b", test.keeper)
 			resume(t, "b")
 			s.requireOutcome(recovery.Goes)
 		})
@@ -217,9 +221,9 @@ func TestStalledPodRemoved(t *testing.T) {
 	requireTidy(t)
 }
 
-// killPagers kills every pager of a host; what keeps their descriptors is another
-// process.
-func killPagers(t *testing.T, node string) {
+// killPagers kills every pager of a host, and with keepers the processes that keep
+// their descriptors.
+func killPagers(t *testing.T, node string, keepers bool) {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(theLab.RunDir(node), "checkpoint", "memory-*", "meta.json"))
 	if err != nil || len(found) == 0 {
@@ -230,12 +234,17 @@ func killPagers(t *testing.T, node string) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		type process struct {
+			PID int `json:"pid"`
+		}
 		var meta struct {
-			Pager struct {
-				PID int `json:"pid"`
-			} `json:"pager"`
+			Pager  process `json:"pager"`
+			Keeper process `json:"keeper"`
 		}
 		parseJSON(t, string(data), &meta)
+		if keepers {
+			signalProcess(t, meta.Keeper.PID, unix.SIGKILL)
+		}
 		signalProcess(t, meta.Pager.PID, unix.SIGKILL)
 	}
 }

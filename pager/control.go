@@ -240,7 +240,7 @@ func (s *server) answer(r request, fds []int) error {
 	case "verify":
 		return s.verify(r.Complete, time.Now().Add(r.Wait))
 	case "run":
-		if err := s.h.meta.change(func(m *meta) { m.Running = true }); err != nil {
+		if err := s.h.do(s.h.begin); err != nil && !errors.Is(err, errComplete) {
 			return err
 		}
 		s.h.poke()

@@ -39,7 +39,9 @@
 // (keeper.go). The next pager takes them from there, obeys the events that were
 // read but not yet obeyed, wakes everybody who waits, and goes on. podd starts it
 // when the pager has died; while podd is dead, or both are, the pod's threads that
-// need a page wait for it.
+// need a page wait for it. Until the pod runs podd has the userfaultfds, too, and
+// gives them to a pager that finds no keeper (spare.go). Later the loss of both is
+// the loss of memory, and podd freezes the pod as it learns of it.
 //
 // While pages are missing and the source can't be reached the pod is frozen. So it
 // is while it forks faster than children can be filled: their number is bounded.

@@ -270,7 +270,12 @@ func (h *handler) attach(pid, fd int) error {
 		}
 		return nil
 	})
-	return err
+	if err != nil || !slices.Contains(h.meta.get().Forgotten, pid) {
+		return err
+	}
+	return h.meta.change(func(m *meta) {
+		m.Forgotten = slices.DeleteFunc(m.Forgotten, func(p int) bool { return p == pid })
+	})
 }
 
 // newSpace makes a space of a userfaultfd, which is closed if that fails.

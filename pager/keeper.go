@@ -120,6 +120,15 @@ func (p process) open() (int, error) {
 	return -1, fmt.Errorf("opening process %d: %w", p.PID, err)
 }
 
+// gone reports whether a process is known to have ended.
+func (p process) gone() bool {
+	fd, err := p.open()
+	if err == nil {
+		unix.Close(fd)
+	}
+	return errors.Is(err, os.ErrProcessDone)
+}
+
 // kill kills a process and waits until it is dead; one that is gone is fine.
 func (p process) kill() error {
 	fd, err := p.open()

@@ -119,18 +119,34 @@ func newWorld(t *testing.T, seed uint64, pods int, o podOptions) *world {
 		w.pods = append(w.pods, p)
 		w.source.regions = append(w.source.regions, p.regions...)
 	}
+	t.Cleanup(func() { freezer(w.group).thaw() }) // or they can't be ended
 	w.source.serve = postCopy(rand.New(rand.NewPCG(seed, 1)), w.all)
 	w.o = w.source.options(t, w.group)
 	return w
 }
 
-// commit has the pods run, as after a restore.
-func (w *world) commit(t *testing.T, p *Pager) {
+func (w *world) attach(t *testing.T, p *Pager) {
 	t.Helper()
 	for _, pod := range w.pods {
 		must(t, p.Attach(t.Context(), pod.pid, pod.uffd))
 		pod.uffd.Close()
 	}
+	must(t, p.flush())
+}
+
+// killBoth kills the pager and the keeper of its descriptors.
+func (w *world) killBoth(t *testing.T) {
+	t.Helper()
+	m, err := readMeta(w.o.Dir)
+	must(t, err)
+	must(t, m.Keeper.kill())
+	must(t, m.Pager.kill())
+}
+
+// commit has the pods run, as after a restore.
+func (w *world) commit(t *testing.T, p *Pager) {
+	t.Helper()
+	w.attach(t, p)
 	must(t, p.Verify(bounded(t, 20*time.Second), false))
 	must(t, p.Run())
 	for _, pod := range w.pods {
@@ -247,10 +263,7 @@ func TestKeeperKilled(t *testing.T) {
 	w := newWorld(t, newSeed(t), 1, podOptions{regions: 1, pages: 500, ops: 1000})
 	p := startPager(t, w.o)
 	w.commit(t, p)
-	m, err := readMeta(w.o.Dir)
-	must(t, err)
-	must(t, m.Keeper.kill())
-	must(t, m.Pager.kill())
+	w.killBoth(t)
 	if err := p.Wait(bounded(t, 20*time.Second)); !errors.Is(err, ErrLost) {
 		t.Errorf("the loss is reported as %v", err)
 	}
@@ -259,6 +272,61 @@ func TestKeeperKilled(t *testing.T) {
 	}
 	if !frozen(t, w.group) {
 		t.Error("the pod runs on")
+	}
+}
+
+// TestBothKilledBeforeItRuns loses the pager and its keeper while nobody has let the
+// pod run: podd has the userfaultfds, and nothing is lost.
+func TestBothKilledBeforeItRuns(t *testing.T) {
+	seed := newSeed(t)
+	w := newWorld(t, seed, 2, podOptions{regions: 2, pages: 600, ops: 1500, threads: 2, forks: 2})
+	p := startPager(t, w.o)
+	w.attach(t, p)
+	w.killBoth(t)
+	must(t, p.Verify(bounded(t, 20*time.Second), false))
+	w.killBoth(t)
+	must(t, p.Run())
+	for _, pod := range w.pods {
+		pod.start(t)
+	}
+	w.release()
+	w.finish(t, p)
+}
+
+// TestAllKilledBeforeItRuns loses podd, too: a restore is repeated with the next
+// pager; a pod that is said to run without that is frozen.
+func TestAllKilledBeforeItRuns(t *testing.T) {
+	for _, repeated := range []bool{true, false} {
+		t.Run(fmt.Sprintf("repeated %v", repeated), func(t *testing.T) {
+			seed := newSeed(t)
+			w := newWorld(t, seed, 1, podOptions{regions: 2, pages: 400, ops: 800})
+			first := startPod(t, podOptions{seed: seed, pid: w.pods[0].pid, regions: 2, pages: 400, ops: 800})
+			p := startPager(t, w.o)
+			must(t, p.Attach(t.Context(), first.pid, first.uffd))
+			first.uffd.Close()
+			must(t, p.Verify(bounded(t, 20*time.Second), false))
+			p.Close()
+			w.killBoth(t)
+			must(t, first.cmd.Process.Kill())
+			p, err := Adopt(t.Context(), w.o.Dir, w.o.Log)
+			must(t, err)
+			t.Cleanup(func() { p.Stop() })
+			if repeated {
+				w.release()
+				w.commit(t, p)
+				w.finish(t, p)
+				return
+			}
+			if err := p.Run(); err == nil {
+				t.Error("the pod is to have its memory filled")
+			}
+			if err := p.Wait(bounded(t, 20*time.Second)); !errors.Is(err, ErrLost) {
+				t.Errorf("the loss is reported as %v", err)
+			}
+			if !frozen(t, w.group) {
+				t.Error("the pod runs on")
+			}
+		})
 	}
 }
 

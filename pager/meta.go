@@ -23,6 +23,9 @@ type meta struct {
 	Hello    bool `json:"hello"`
 	Verified bool `json:"verified"`
 	Running  bool `json:"running"`
+	// Forgotten are processes that are to be attached once more, for their
+	// userfaultfds are gone.
+	Forgotten []int `json:"forgotten,omitempty"`
 	// Frozen are the reasons why the pager keeps the pod frozen; Froze says that
 	// it was the pager that froze it.
 	Frozen []string `json:"frozen,omitempty"`
@@ -78,7 +81,7 @@ func (f *metaFile) change(change func(*meta)) error {
 
 func (f *metaFile) changeLocked(change func(*meta)) error {
 	m := *f.current.Load()
-	m.Frozen = slices.Clone(m.Frozen)
+	m.Frozen, m.Forgotten = slices.Clone(m.Frozen), slices.Clone(m.Forgotten)
 	change(&m)
 	b, err := json.Marshal(m)
 	if err == nil {

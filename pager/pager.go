@@ -49,6 +49,9 @@ type Pager struct {
 	streaming  sync.Mutex
 	streamConn *net.UnixConn // over which processes are attached, until Verify
 
+	sparing sync.Mutex
+	spare   spare
+
 	mu       sync.Mutex
 	status   Status
 	err      error
@@ -83,7 +86,7 @@ func begin(ctx context.Context, o Options) (*Pager, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Pager{o: o, done: make(chan struct{}), events: make(chan Status, 1)}
+	p := &Pager{o: o, done: make(chan struct{}), events: make(chan Status, 1), spare: spare{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	m, err := p.remembered()
 	if err == nil && !p.conclude(m) {
@@ -133,6 +136,9 @@ func (p *Pager) finish(s Status, err error) {
 	defer p.mu.Unlock()
 	if !p.finished {
 		p.finished, p.err = true, err
+		p.sparing.Lock()
+		p.spare.close()
+		p.sparing.Unlock()
 		close(p.done)
 		close(p.events)
 	}
@@ -185,6 +191,10 @@ func (p *Pager) supervise() {
 		if m, err = p.remembered(); err == nil && p.conclude(m) {
 			return
 		}
+		if err == nil && m.Running && m.Pager.gone() && m.Keeper.gone() {
+			p.giveUp(errLost) // and not only when another one has begun
+			return
+		}
 		heard = time.Now()
 		restarts = append(restarts, heard)
 		if i := len(restarts) - maxRestarts; i > 0 && heard.Sub(restarts[i-1]) < restartWindow {
@@ -229,7 +239,13 @@ func (p *Pager) pause() {
 // served from now on. Verify says whether the pager has taken it. A process with
 // that number from a restore that was given up is forgotten.
 func (p *Pager) Attach(ctx context.Context, pid int, uffd *os.File) error {
-	if err := p.stream(ctx, pid, uffd); err != nil {
+	p.sparing.Lock()
+	err := p.spare.keep(pid, uffd)
+	p.sparing.Unlock()
+	if err == nil {
+		err = p.stream(ctx, pid, uffd)
+	}
+	if err != nil {
 		return fmt.Errorf("attaching process %d to the pager: %w", pid, err)
 	}
 	return nil
@@ -264,6 +280,9 @@ func (p *Pager) Run() error {
 	if _, err := p.ask(ctx, request{Op: "run"}, nil); err != nil {
 		return fmt.Errorf("having the pod's memory filled: %w", err)
 	}
+	p.sparing.Lock()
+	defer p.sparing.Unlock()
+	p.spare.close()
 	return nil
 }
 

@@ -44,7 +44,12 @@ func (p *Pager) spawn(ctx context.Context) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // it outlives podd, and its terminal
-	if err := cmd.Start(); err != nil {
+	p.sparing.Lock()
+	variable, files := p.spare.handOver()
+	cmd.Env, cmd.ExtraFiles = append(os.Environ(), variable), files
+	err = cmd.Start()
+	p.sparing.Unlock()
+	if err != nil {
 		return fmt.Errorf("starting the pager: %w", err)
 	}
 	ended := make(chan error, 1)

@@ -11,8 +11,18 @@ import (
 )
 
 // recover takes over from a pager that died. The spaces' userfaultfds are taken
-// from its keeper.
+// from its keeper or, where that is dead too and the pod does not run yet, are those
+// that podd has kept.
 func (h *handler) recover(generation int, keeper process) error {
+	spare, err := inherited()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, fd := range spare {
+			unix.Close(fd)
+		}
+	}()
 	names, err := filepath.Glob(filepath.Join(h.dir, "space-*"))
 	if err != nil {
 		return fmt.Errorf("looking for spaces: %w", err)
@@ -35,18 +45,31 @@ func (h *handler) recover(generation int, keeper process) error {
 	if len(spaces) == 0 {
 		return nil
 	}
-	pidfd, err := keeper.open()
-	if err != nil {
-		return fmt.Errorf("%w: %w", errLost, err)
+	pidfd, dead := keeper.open()
+	switch {
+	case dead == nil:
+		defer unix.Close(pidfd)
+	case h.meta.get().Running:
+		return fmt.Errorf("%w: %w", errLost, dead)
+	case len(spare) == 0:
+		// podd has ended, too, and with it CRIU and what it had restored. If the pod
+		// runs nevertheless, that is found out as podd says so.
+		return h.forget(spaces)
 	}
-	defer unix.Close(pidfd)
 	if err := h.obeyJournal(spaces, generation); err != nil {
 		return err
 	}
 	for _, s := range spaces {
-		fd, err := takeDescriptor(pidfd, s.descriptor(generation))
-		if err != nil {
-			return fmt.Errorf("%w: %w", errLost, err)
+		fd, kept := spare[s.pid]
+		switch {
+		case dead == nil:
+			if fd, err = takeDescriptor(pidfd, s.descriptor(generation)); err != nil {
+				return fmt.Errorf("%w: %w", errLost, err)
+			}
+		case !kept || s.child:
+			return fmt.Errorf("%w: %w", errLost, dead)
+		default:
+			delete(spare, s.pid)
 		}
 		s.uffd = userfault(fd)
 		s.setDescriptor(generation+1, fd)
@@ -62,6 +85,25 @@ func (h *handler) recover(generation int, keeper process) error {
 	}
 	h.crowded = slices.Contains(h.meta.get().Frozen, crowdedCause)
 	return h.uncrowd()
+}
+
+// forget removes spaces whose processes, it is thought, are to be restored once more.
+func (h *handler) forget(spaces map[int]*space) error {
+	err := h.meta.change(func(m *meta) {
+		for _, s := range spaces {
+			m.Forgotten = append(m.Forgotten, s.pid)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for i := range h.journal.messages {
+		h.journal.done(i)
+	}
+	for _, s := range spaces {
+		err = errors.Join(err, s.remove())
+	}
+	return err
 }
 
 // lowest is an address below which nobody maps anything, and at which the kernel

@@ -60,6 +60,16 @@ func (h *handler) verify(complete bool) error {
 	return h.meta.change(func(m *meta) { m.Verified = true })
 }
 
+// begin takes note that the pod runs. A process that was forgotten must have been
+// attached again: it has zeros otherwise.
+func (h *handler) begin() error {
+	m := h.meta.get()
+	if !m.Running && len(m.Forgotten) > 0 {
+		return errors.Join(errLost, giveUp(h.meta, h.freezer, errLost))
+	}
+	return h.meta.change(func(m *meta) { m.Running = true })
+}
+
 // verify makes sure that a region is registered, all of it.
 func (s *space) verify(r pagesync.Region) error {
 	ok, err := s.uffd.probe(r.Start, r.End-r.Start)
