@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -185,6 +186,10 @@ func unavailable(err error) bool {
 	switch errorCode(err) {
 	case codes.Unavailable, codes.DeadlineExceeded:
 		return true
+	case codes.Internal:
+		// What gRPC makes of a member that ends in mid-answer: the stream's
+		// data had an end and its status is missing.
+		return strings.Contains(err.Error(), "without sending trailers")
 	}
 	return false
 }
