@@ -3,6 +3,8 @@ package daemon
 import (
 	"net"
 	"sync/atomic"
+
+	"podd/netconn"
 )
 
 // peerConn is a connection below TLS that leaves Revocations when it is closed,
@@ -58,28 +60,11 @@ func (l peerListener) Accept() (net.Conn, error) {
 	return l.revocations.wrap(conn), nil
 }
 
-// Unwrap is the innermost of connections that are layers over each other: the
-// socket.
-func Unwrap(conn net.Conn) net.Conn {
-	for {
-		outer, ok := conn.(interface{ NetConn() net.Conn })
-		if !ok {
-			return conn
-		}
-		conn = outer.NetConn()
-	}
-}
-
 func findPeerConn(conn net.Conn) *peerConn {
-	for conn != nil {
-		if c, ok := conn.(*peerConn); ok {
+	for layer := range netconn.Layers(conn) {
+		if c, ok := layer.(*peerConn); ok {
 			return c
 		}
-		outer, ok := conn.(interface{ NetConn() net.Conn })
-		if !ok {
-			return nil
-		}
-		conn = outer.NetConn()
 	}
 	return nil
 }

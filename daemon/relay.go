@@ -3,15 +3,13 @@ package daemon
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
+	"podd/netconn"
 	"podd/pod"
 	"podd/trust"
 )
@@ -25,8 +23,9 @@ const (
 	RelayProtocol = "podd-relay"
 	// RelayQuery is the parameter of RelayPath with the request's ID.
 	RelayQuery = "id"
-	// maxRefusal bounds what is read of the reason for a refusal, in bytes.
-	maxRefusal = 1 << 10
+	// relayReader is the size of the buffer for what comes with the proxy's answer, in
+	// bytes: small, so that reads of much go past it.
+	relayReader = 1 << 10
 )
 
 // RelayWait is how long the proxy lets the first of two hosts wait for the
@@ -50,44 +49,21 @@ func (p *Peers) JoinRelay(ctx context.Context, proxy, id string) (net.Conn, erro
 }
 
 func askRelay(ctx context.Context, conn net.Conn, proxy, id string) (net.Conn, error) {
-	socket := Unwrap(conn)
+	socket := netconn.Unwrap(conn)
 	stop := context.AfterFunc(ctx, func() { socket.Close() })
 	defer stop()
-	if err := conn.SetDeadline(time.Now().Add(RelayWait + dialTimeout)); err != nil {
-		return nil, err
-	}
-	request, err := http.NewRequest(http.MethodPost, PeerURL(trust.KindProxy, proxy)+RelayPath+"?"+url.Values{RelayQuery: {id}}.Encode(), nil)
-	if err != nil {
-		return nil, err
-	}
-	request.Header.Set("Connection", "Upgrade")
-	request.Header.Set("Upgrade", RelayProtocol)
-	if err := request.Write(conn); err != nil {
-		return nil, err
-	}
 	conn = Bulk(conn)
 	// What the other host has said already may come with the answer.
-	reader := newRelayReader(conn)
-	response, err := http.ReadResponse(reader, request)
-	if err != nil {
+	reader := bufio.NewReaderSize(conn, relayReader)
+	target := PeerURL(trust.KindProxy, proxy) + RelayPath + "?" + url.Values{RelayQuery: {id}}.Encode()
+	if err := netconn.AskUpgrade(conn, reader, target, RelayProtocol, time.Now().Add(RelayWait+dialTimeout)); err != nil {
 		return nil, err
-	}
-	if response.StatusCode != http.StatusSwitchingProtocols {
-		reason, _ := io.ReadAll(io.LimitReader(response.Body, maxRefusal)) // for people
-		return nil, errors.New(strings.TrimSpace(response.Status + ": " + string(reason)))
 	}
 	if !stop() {
 		return nil, context.Cause(ctx)
 	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
-		return nil, err
-	}
 	return &relayedConn{Conn: conn, proxy: proxy, reader: reader}, nil
 }
-
-// newRelayReader makes a reader whose buffer is small, so that reads of much go
-// past it.
-func newRelayReader(conn net.Conn) *bufio.Reader { return bufio.NewReaderSize(conn, maxRefusal) }
 
 // relayedConn is a host's end of a relay.
 type relayedConn struct {

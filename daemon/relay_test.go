@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -106,7 +107,7 @@ func connected(t *testing.T) (near, far net.Conn) {
 // TLS and net/http take it for.
 func TestRelayErrors(t *testing.T) {
 	near, far := connected(t)
-	conn := &relayedConn{Conn: near, proxy: "p", reader: newRelayReader(near)}
+	conn := &relayedConn{Conn: near, proxy: "p", reader: bufio.NewReaderSize(near, relayReader)}
 	if err := conn.SetReadDeadline(time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}

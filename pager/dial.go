@@ -6,14 +6,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
-	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"podd/netconn"
 	"podd/trust"
 )
 
@@ -22,7 +18,6 @@ const (
 	// silenceLimit is how long the source may take to confirm what the kernel has
 	// sent it, or that it is there.
 	silenceLimit = 10 * time.Second
-	maxRefusal   = 4096 // bytes of what a source says when it refuses
 )
 
 // dial connects to the source's podd and has the connection become one of frames.
@@ -55,8 +50,7 @@ func dial(ctx context.Context, o Options) (net.Conn, error) {
 func dialAddress(ctx context.Context, o Options, store *trust.Store, address string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silenceLimit / 4, Interval: silenceLimit / 4, Count: 3}}
-	raw, err := dialer.DialContext(ctx, "tcp", address)
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
@@ -69,15 +63,7 @@ func dialAddress(ctx context.Context, o Options, store *trust.Store, address str
 }
 
 func upgrade(ctx context.Context, o Options, store *trust.Store, raw net.Conn) (net.Conn, error) {
-	control, err := raw.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var setErr error
-	err = control.Control(func(fd uintptr) {
-		setErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silenceLimit.Milliseconds()))
-	})
-	if err := errors.Join(err, setErr); err != nil {
+	if err := netconn.LimitSilence(raw, silenceLimit); err != nil {
 		return nil, err
 	}
 	config := store.ClientTLS(trust.ServerName(trust.KindHost, o.Source))
@@ -88,31 +74,14 @@ func upgrade(ctx context.Context, o Options, store *trust.Store, raw net.Conn) (
 		return nil, err
 	}
 	deadline, _ := ctx.Deadline()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, err
-	}
-	request, err := http.NewRequest(http.MethodPost, "https://"+trust.ServerName(trust.KindHost, o.Source)+o.Path, nil)
-	if err != nil {
-		return nil, err
-	}
-	request.Header.Set("Connection", "Upgrade")
-	request.Header.Set("Upgrade", Protocol)
-	if err := request.Write(conn); err != nil {
-		return nil, err
-	}
 	reader := bufio.NewReader(conn)
-	response, err := http.ReadResponse(reader, request)
-	if err != nil {
+	if err := netconn.AskUpgrade(conn, reader, "https://"+trust.ServerName(trust.KindHost, o.Source)+o.Path, Protocol, deadline); err != nil {
 		return nil, err
-	}
-	if response.StatusCode != http.StatusSwitchingProtocols {
-		reason, _ := io.ReadAll(io.LimitReader(response.Body, maxRefusal)) // for people
-		return nil, fmt.Errorf("it refused: %s: %s", response.Status, strings.TrimSpace(string(reason)))
 	}
 	if reader.Buffered() > 0 {
 		return nil, errors.New("it does not wait for the pager's hello")
 	}
-	return conn, conn.SetDeadline(time.Time{})
+	return conn, nil
 }
 
 // buffered reads a socket in large pieces: TLS asks for each record of 16 KiB.

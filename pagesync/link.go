@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podd/netconn"
 )
 
 // silenceLimit is how long a connection may take nothing, or answer nothing,
@@ -39,24 +41,9 @@ func newLink(conn net.Conn) *link {
 	m := &meter{w: conn}
 	l := &link{conn: conn, r: NewReader(conn), gone: make(chan struct{}), w: NewWriter(m), meter: m}
 	l.turn.L = &l.mu
-	inner := conn
-	for {
-		wrapped, ok := inner.(interface{ NetConn() net.Conn })
-		if !ok {
-			break
-		}
-		inner = wrapped.NetConn()
-	}
-	if tcp, ok := inner.(*net.TCPConn); ok {
-		// Without these faults and losses are noticed later, no more.
-		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: silenceLimit / 4, Interval: silenceLimit / 4, Count: 3})
-		if raw, err := tcp.SyscallConn(); err == nil {
-			_ = raw.Control(func(fd uintptr) {
-				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentBytes)
-				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silenceLimit.Milliseconds()))
-			})
-		}
-	}
+	// Without these faults and losses are noticed later, no more.
+	_ = netconn.LimitSilence(conn, silenceLimit)
+	_ = netconn.SetTCPOption(conn, unix.TCP_NOTSENT_LOWAT, unsentBytes)
 	return l
 }
 

@@ -11,11 +11,11 @@ import (
 
 	poddv1 "podd/api/podd/v1"
 	"podd/checkpoint"
-	"podd/daemon"
 	"podd/directory"
 	"podd/fault"
 	"podd/filesync"
 	"podd/namespace"
+	"podd/netconn"
 	"podd/pod"
 	"podd/vnet"
 )
@@ -226,7 +226,7 @@ func (m *sourceMove) run(ctx context.Context) error {
 		return err
 	}
 	// A target that stops answering must not keep the pod frozen for ever.
-	err = errors.Join(m.conn.SetDeadline(time.Now().Add(m.frozenLimit)), daemon.LimitSilence(m.conn.Conn, frozenSilence))
+	err = errors.Join(m.conn.SetDeadline(time.Now().Add(m.frozenLimit)), netconn.LimitSilence(m.conn.Conn, frozenSilence))
 	if err != nil {
 		return fmt.Errorf("talking to host %s: %w", m.move.Target, err)
 	}

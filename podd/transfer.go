@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 
 	poddv1 "podd/api/podd/v1"
 	"podd/daemon"
+	"podd/netconn"
 	"podd/pagesync"
 	"podd/pod"
 	"podd/trust"
@@ -31,9 +31,6 @@ const (
 	// small; the sections in between have bounds of their own.
 	maxTransferMessage = 1 << 20
 	dialTimeout        = 5 * time.Second
-	// maxRefusal bounds what is read of the reason why a transfer is refused,
-	// in bytes.
-	maxRefusal = 1 << 10
 	// silenceLimit is how long the other end's kernel may take no bytes, as
 	// when a disk is slow; frozenSilence is the same while the pod is frozen.
 	silenceLimit  = 20 * time.Second
@@ -57,7 +54,7 @@ func newTransferConn(conn net.Conn, reader *bufio.Reader) *transferConn {
 // for the other end to take a last word, as TLS would.
 func (c *transferConn) abandon(cause error) {
 	c.abandoned.CompareAndSwap(nil, &cause)
-	daemon.Unwrap(c.Conn).Close() // an error means that it is closed already
+	netconn.Unwrap(c.Conn).Close() // an error means that it is closed already
 }
 
 // explain is err, or why the connection was abandoned.
@@ -120,35 +117,14 @@ func dialTransfer(ctx context.Context, peers *daemon.Peers, host string) (*trans
 }
 
 func askForTransfer(conn net.Conn, host string) (*transferConn, error) {
-	if err := daemon.LimitSilence(conn, silenceLimit); err != nil {
+	if err := netconn.LimitSilence(conn, silenceLimit); err != nil {
 		return nil, err
-	}
-	// A podd that hangs accepts connections all the same.
-	if err := conn.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
-		return nil, fmt.Errorf("connecting to host %s: %w", host, err)
-	}
-	request, err := http.NewRequest(http.MethodPost, daemon.PeerURL(trust.KindHost, host)+transferPath, nil)
-	if err != nil {
-		return nil, err
-	}
-	request.Header.Set("Connection", "Upgrade")
-	request.Header.Set("Upgrade", transferProtocol)
-	if err := request.Write(conn); err != nil {
-		return nil, fmt.Errorf("%w: asking host %s for a transfer: %w", pod.ErrUnavailable, host, err)
 	}
 	conn = daemon.Bulk(conn)
 	reader := bufio.NewReaderSize(conn, 256<<10)
-	response, err := http.ReadResponse(reader, request)
+	err := netconn.AskUpgrade(conn, reader, daemon.PeerURL(trust.KindHost, host)+transferPath, transferProtocol, time.Now().Add(dialTimeout))
 	if err != nil {
 		return nil, fmt.Errorf("%w: asking host %s for a transfer: %w", pod.ErrUnavailable, host, err)
-	}
-	if response.StatusCode != http.StatusSwitchingProtocols {
-		// The connection ends with the response; what it says is for people.
-		reason, _ := io.ReadAll(io.LimitReader(response.Body, maxRefusal))
-		return nil, fmt.Errorf("%w: host %s refused the transfer: %s: %s", pod.ErrUnavailable, host, response.Status, strings.TrimSpace(string(reason)))
-	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
-		return nil, fmt.Errorf("connecting to host %s: %w", host, err)
 	}
 	return newTransferConn(conn, reader), nil
 }
@@ -170,30 +146,14 @@ func acceptTransfer(w http.ResponseWriter, r *http.Request) (t *transferConn, pe
 // acceptUpgrade takes over the connection of a request to speak a protocol of
 // podd's own. The client is told of an error.
 func acceptUpgrade(w http.ResponseWriter, r *http.Request, protocol string) (net.Conn, error) {
-	if r.Header.Get("Upgrade") != protocol {
-		http.Error(w, "want Upgrade: "+protocol, http.StatusUpgradeRequired)
-		return nil, errors.New("a request without an upgrade")
+	if err := netconn.WantUpgrade(w, r, protocol); err != nil {
+		return nil, err
 	}
-	conn, buffered, err := http.NewResponseController(w).Hijack()
+	conn, err := netconn.TakeOver(w, protocol, silenceLimit)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusHTTPVersionNotSupported)
-		return nil, fmt.Errorf("taking over the connection of a request: %w", err)
+		return nil, err
 	}
-	// The server's deadlines do not hold for what follows.
-	if err := errors.Join(conn.SetDeadline(time.Time{}), daemon.LimitSilence(conn, silenceLimit)); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("taking over the connection of a request: %w", err)
-	}
-	if buffered.Reader.Buffered() > 0 {
-		conn.Close()
-		return nil, errors.New("a client that does not wait for its request to be accepted")
-	}
-	conn = daemon.Bulk(conn)
-	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+protocol+"\r\n\r\n"); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("accepting a request: %w", err)
-	}
-	return conn, nil
+	return daemon.Bulk(conn), nil
 }
 
 // expect receives the target's next message. An error the target reports

@@ -15,6 +15,7 @@ import (
 
 	"podd/daemon"
 	"podd/directory"
+	"podd/netconn"
 	"podd/pod"
 )
 
@@ -78,8 +79,7 @@ func (s *relays) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
-	if r.Header.Get("Upgrade") != daemon.RelayProtocol || r.ProtoMajor != 1 {
-		http.Error(w, "want Upgrade: "+daemon.RelayProtocol, http.StatusUpgradeRequired)
+	if err := netconn.WantUpgrade(w, r, daemon.RelayProtocol); err != nil {
 		return
 	}
 	id := r.URL.Query().Get(daemon.RelayQuery)
@@ -259,23 +259,11 @@ func (s *relays) serveFirst(w http.ResponseWriter, r *http.Request, re *relay) {
 
 // takeOver makes the connection of a request one that carries bytes, and says so.
 func takeOver(w http.ResponseWriter) (net.Conn, error) {
-	conn, buffered, err := http.NewResponseController(w).Hijack()
+	conn, err := netconn.TakeOver(w, daemon.RelayProtocol, relaySilence)
 	if err != nil {
-		return nil, fmt.Errorf("taking over the connection of a relay: %w", err)
+		return nil, err
 	}
-	err = errors.Join(conn.SetDeadline(time.Time{}), daemon.LimitSilence(conn, relaySilence))
-	if buffered.Reader.Buffered() > 0 {
-		err = errors.Join(err, errors.New("a host that does not wait for the answer"))
-	}
-	if err == nil {
-		conn = daemon.Bulk(conn)
-		_, err = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+daemon.RelayProtocol+"\r\n\r\n")
-	}
-	if err != nil {
-		conn.Close() // the error that counts is the first
-		return nil, fmt.Errorf("taking over the connection of a relay: %w", err)
-	}
-	return conn, nil
+	return daemon.Bulk(conn), nil
 }
 
 // carry copies both ways until either host ends the connection, or the daemon
@@ -286,8 +274,8 @@ func (s *relays) carry(re *relay, from, to net.Conn) {
 	end := func() {
 		// Without TLS's last words: a host that hangs would not take them. An
 		// error means that it is closed already.
-		daemon.Unwrap(from).Close()
-		daemon.Unwrap(to).Close()
+		netconn.Unwrap(from).Close()
+		netconn.Unwrap(to).Close()
 	}
 	defer end()
 	defer context.AfterFunc(s.ctx, end)()
