@@ -274,6 +274,7 @@ func (i inventory) machine(t *testing.T) {
 	i["mounts"] = amount{value: int64(len(points)), example: points}
 
 	var groups []string
+	processes := map[string]bool{} // of pods, by number
 	for _, node := range theLab.HostNames() {
 		for _, pattern := range []string{"/sys/fs/cgroup/%s", "/sys/fs/cgroup/*/%s"} {
 			tops, err := filepath.Glob(fmt.Sprintf(pattern, theLab.CgroupParent(node)))
@@ -284,6 +285,11 @@ func (i inventory) machine(t *testing.T) {
 				err := filepath.WalkDir(top, func(path string, entry fs.DirEntry, err error) error {
 					if err == nil && entry.IsDir() {
 						groups = append(groups, withoutEpoch(path))
+						// It may be gone.
+						list, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+						for _, pid := range strings.Fields(string(list)) {
+							processes[pid] = true
+						}
 					}
 					if errors.Is(err, fs.ErrNotExist) {
 						err = nil
@@ -298,16 +304,26 @@ func (i inventory) machine(t *testing.T) {
 	}
 	i["cgroups"] = amount{value: int64(len(groups)), example: groups}
 
-	// Kept by a mount, a process or a socket: the kernel lists them all.
+	// Kept by a mount, a process or a socket: the kernel lists them all, also of
+	// pods that are none of the lab's.
+	ofPod := func(line string) bool {
+		pid, command, _ := strings.Cut(strings.TrimSpace(line), " ")
+		return processes[pid] && strings.Contains(command, "/.podd/")
+	}
 	var own []string
-	for line := range strings.Lines(namespaces(t, "net", "NS,COMMAND,NSFS")) {
-		if strings.Contains(line, lab.RunDir) || strings.Contains(line, ".podd") {
+	for line := range strings.Lines(namespaces(t, "net", "PID,NS,COMMAND,NSFS")) {
+		if strings.Contains(line, lab.RunDir) || ofPod(line) {
 			own = append(own, line)
 		}
 	}
 	i["network namespaces of pods"] = amount{value: int64(len(own)), example: own}
 	for _, kind := range []string{"mnt", "pid", "ipc", "uts"} {
-		pods := strings.Count(namespaces(t, kind, "COMMAND"), "/.podd/init")
+		pods := 0
+		for line := range strings.Lines(namespaces(t, kind, "PID,COMMAND")) {
+			if ofPod(line) {
+				pods++
+			}
+		}
 		i[kind+" namespaces of pods"] = amount{value: int64(pods)}
 	}
 }
