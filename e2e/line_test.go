@@ -17,7 +17,7 @@ import (
 )
 
 // replyTimeout bounds the wait for one reply, over a move too.
-const replyTimeout = 30 * time.Second
+const replyTimeout = 90 * time.Second
 
 // lineConn is one connection from the client to a server of lines, that lives
 // as long as its test.

@@ -34,8 +34,8 @@ const guardVariable = "PODD_E2E_GUARD"
 
 // upTimeout bounds making the lab, downTimeout taking it down.
 const (
-	upTimeout   = 2 * time.Minute
-	downTimeout = time.Minute
+	upTimeout   = 5 * time.Minute
+	downTimeout = 2 * time.Minute
 )
 
 func TestMain(m *testing.M) {

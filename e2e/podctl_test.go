@@ -116,7 +116,7 @@ func inClient(t *testing.T, argv ...string) string {
 // error when that takes longer than a machine can be slow.
 func until(t *testing.T, what string, check func() error) {
 	t.Helper()
-	const limit, pause = 60 * time.Second, 20 * time.Millisecond
+	const limit, pause = 2 * time.Minute, 20 * time.Millisecond
 	deadline := time.Now().Add(limit)
 	for {
 		err := check()

@@ -78,10 +78,19 @@ func firstLine(err error) string {
 // soakLimits are those that moves are asked for with: most without any.
 var soakLimits = [][]string{nil, nil, nil, nil, nil, nil, {"--timeout", "400ms"}, {"--max-downtime", "60ms"}}
 
-// run makes things happen for a time.
+// idle says that no move was done yet, or nothing made to fail.
+func (c *chaos) idle() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.answers["moved"] == 0 || len(c.faults) == 0
+}
+
+// run makes things happen for a time, and on a slow machine until something has
+// happened.
 func (c *chaos) run(d time.Duration) {
 	hosts, daemons := theLab.HostNames(), theLab.Daemons()
-	for end := time.Now().Add(d); time.Now().Before(end) && !c.t.Failed(); {
+	end := time.Now().Add(d)
+	for (time.Now().Before(end) || c.idle() && time.Since(end) < soakPatience) && !c.t.Failed() {
 		// All is drawn before anything is done: what happens must not change
 		// what comes next.
 		pause := time.Duration(100+c.random.IntN(700)) * time.Millisecond

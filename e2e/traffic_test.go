@@ -20,8 +20,8 @@ func TestUDP(t *testing.T) {
 	load.Lap()
 	for _, host := range []string{"b", "c"} {
 		// What was lost or waited during the freeze is the move's, what comes
-		// after it has to be as before within a second.
-		load.requireSilence(server.move(host), time.Second)
+		// after it has to be as before, on a machine that is slow for moments.
+		load.requireSilence(server.move(host), 5*time.Second)
 	}
 	load.finish()
 	t.Logf("%+v", client.Result())

@@ -150,7 +150,7 @@ func (u *remoteUser) store() *trust.Store {
 }
 
 // requestTimeout bounds what is expected to be answered, or refused, at once.
-const requestTimeout = 10 * time.Second
+const requestTimeout = 30 * time.Second
 
 // tlsClient speaks HTTP over TLS from a node; where it connects to is up to the
 // URL alone.
