@@ -22,7 +22,8 @@ const (
 	logName     = "log"
 
 	// maxThreads is how many threads of a pager run Go code at a time: the
-	// handler, the connection, and one that podd asks.
+	// handler, the connection, and one that podd asks. That may be more than there are
+	// processors: none is to wait until Go takes a turn away, which it does after 10 ms.
 	maxThreads = 3
 	// farewell is how long the source may take to be told that nothing more is
 	// needed.
@@ -37,7 +38,7 @@ func Main(args []string) int {
 		log.Error("a pager is started by podd")
 		return 2
 	}
-	runtime.GOMAXPROCS(min(maxThreads, runtime.GOMAXPROCS(0)))
+	runtime.GOMAXPROCS(maxThreads)
 	if err := serve(args[0], log); err != nil {
 		log.Error("the pager ends", "error", err)
 		return 1

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -27,10 +26,10 @@ type FinishStats struct {
 }
 
 // Yield is called before Finish where nobody waits for the memory while the pod
-// stands still (post-copy): until the channel is closed, what has not changed lately
-// is compared by half of the processors, and leaves the others to dump and restore;
-// with one processor it waits. What is not compared when the pod runs again, faults
-// have to ask for.
+// stands still (post-copy): until the channel is closed, of what has not changed lately
+// only what small mappings hold is compared, by half of the processors; the others are
+// left to dump and restore. With one processor all of it waits. What is not compared when
+// the pod runs again, faults have to ask for.
 func (s *Source) Yield(until <-chan struct{}) { s.patience = until }
 
 // Finish compares all memory of the frozen pod with what the target has, what
@@ -77,6 +76,9 @@ func (s *Source) Finish(ctx context.Context) (FinishStats, error) {
 	return stats, nil
 }
 
+// smallMapping, in bytes, is what a program has for itself rather than for its data.
+const smallMapping = 16 << 20
+
 func (s *Source) finish(ctx context.Context, l *link, stats *FinishStats) error {
 	defer releaseWhenDone(ctx, l)()
 	if err := s.findPresent(ctx, l); err != nil {
@@ -111,16 +113,18 @@ func (s *Source) finish(ctx context.Context, l *link, stats *FinishStats) error 
 		})
 		return jobs, err
 	}
-	all := runtime.GOMAXPROCS(0)
-	_, err := compare(hot, all, nil)
-	if some := all / 2; err == nil && s.patience != nil && some > 0 {
-		cold, err = compare(cold, some, s.patience)
+	_, err := compare(hot, workers(), nil)
+	if some := workers() / 2; err == nil && s.patience != nil && some > 0 {
+		n, _ := slices.BinarySearchFunc(cold, smallMapping+1, func(j job, size int64) int { return cmp.Compare(j.size, size) })
+		var rest []job
+		rest, err = compare(cold[:n], some, s.patience)
+		cold = cold[n-len(rest):]
 	}
 	if err == nil {
 		err = s.yield(ctx, l)
 	}
 	if err == nil {
-		_, err = compare(cold, all, nil)
+		_, err = compare(cold, workers(), nil)
 	}
 	stats.Same, stats.Changed = same.Load(), changed.Load()
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -59,7 +58,7 @@ func (s *Source) eachProcess(ctx context.Context, do func(*process) error) error
 	var wg sync.WaitGroup
 	var next atomic.Int64
 	errs := make([]error, len(s.processes))
-	for range runtime.GOMAXPROCS(0) {
+	for range workers() {
 		wg.Go(func() {
 			for {
 				i := int(next.Add(1)) - 1

@@ -2,6 +2,7 @@ package pagesync
 
 import (
 	"context"
+	"runtime"
 	"sync"
 
 	"github.com/zeebo/xxh3"
@@ -38,6 +39,11 @@ func (p *process) jobs(give func(job) bool) error {
 	flush()
 	return err
 }
+
+// workers is how many goroutines read and compare: one of those that run at a time
+// is left to who answers. Go looks at connections when it has nothing else to run, or
+// after 10 ms; a fault, and CRIU beside it, would wait as long.
+func workers() int { return max(1, runtime.GOMAXPROCS(0)-1) }
 
 // work has produce's jobs done by so many goroutines, each with a function that
 // newWorker returns, until all are done or one fails.

@@ -133,7 +133,7 @@ func (m *sourceMove) restore() error {
 	m.receipt.Freeze = time.Since(m.frozen)
 	m.receipt.Insertion = m.receipt.Freeze - m.receipt.Excision
 	if m.memory != nil {
-		m.d.pace.learn(m.receipt.Processes, m.receipt.Freeze)
+		m.d.pace.learn(m.receipt.Processes, m.receipt.Freeze-m.memory.waited)
 	}
 	return nil
 }

@@ -35,6 +35,8 @@ type sourceMemory struct {
 	committed chan struct{}
 	stats     pagesync.FinishStats
 	err       error
+	// waited is how long the freeze was longer for it.
+	waited time.Duration
 }
 
 // openMemory makes the pod's memory ready to be carried by podd itself, if it is
@@ -182,6 +184,7 @@ func (m *sourceMove) completeMemory(ctx context.Context) error {
 		m.finishMemory(ctx)
 		return nil
 	}
+	begin := time.Now()
 	late := time.NewTimer(time.Until(m.frozen.Add(m.frozenLimit)))
 	defer late.Stop()
 	select {
@@ -194,6 +197,7 @@ func (m *sourceMove) completeMemory(ctx context.Context) error {
 	if m.memory.err != nil {
 		return fmt.Errorf("sending memory to host %s: %w", m.target.Name, m.memory.err)
 	}
+	m.memory.waited = time.Since(begin)
 	m.receipt.FrozenMemoryBytes = m.memory.stats.Sent
 	return nil
 }

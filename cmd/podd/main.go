@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -26,6 +27,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "pager" {
 		os.Exit(pager.Main(os.Args[2:]))
 	}
+	// Comparing memory keeps all processors busy, and leaves one of these free for
+	// everything that waits (package pagesync).
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
