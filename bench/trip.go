@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"sync"
 	"time"
 
 	"podd/bench/measure"
@@ -78,16 +79,34 @@ func (t *trip) once(ctx context.Context) (measure.Values, error) {
 	return values, nil
 }
 
+// begin is the part of once that comes before the first move.
+func (t *trip) begin(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, tripTimeout)
+	defer cancel()
+	if err := t.setUp(bounded); err != nil {
+		return errors.Join(err, t.abort(ctx))
+	}
+	return nil
+}
+
+func (t *trip) setUp(ctx context.Context) error {
+	if t.started {
+		return nil
+	}
+	address, err := t.start(ctx)
+	if err != nil {
+		return fmt.Errorf("starting: %w", err)
+	}
+	if err := t.board(ctx, t.lab, address); err != nil {
+		return fmt.Errorf("connecting: %w", err)
+	}
+	t.started = true
+	return nil
+}
+
 func (t *trip) measure(ctx context.Context) (measure.Values, error) {
-	if !t.started {
-		address, err := t.start(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("starting: %w", err)
-		}
-		if err := t.board(ctx, t.lab, address); err != nil {
-			return nil, fmt.Errorf("connecting: %w", err)
-		}
-		t.started = true
+	if err := t.setUp(ctx); err != nil {
+		return nil, err
 	}
 	if err := t.depart(ctx); err != nil {
 		return nil, fmt.Errorf("before the move: %w", err)
@@ -127,19 +146,24 @@ func (t *trip) end(ctx context.Context) error {
 }
 
 // entry is a trip in a work: by whom, and for what if it is another work than
-// that of the others, and in every how many rounds if not in each.
+// that of the others, in every how many rounds if not in each, and whether it is
+// not worth warming up.
 type entry struct {
 	by    string
 	trip  *trip
 	work  string
 	every int
+	cold  bool
 }
 
 // trips does a work by several contenders that each move a thing of their own.
 func (b *bench) trips(ctx context.Context, work string, repetitions int, entries ...entry) error {
 	var contenders []measure.Contender
 	for _, e := range entries {
-		contenders = append(contenders, measure.Contender{Name: e.by, Work: e.work, Every: e.every, Once: e.trip.once})
+		contenders = append(contenders, measure.Contender{Name: e.by, Work: e.work, Every: e.every, Cold: e.cold, Once: e.trip.once})
+	}
+	if b.wants(work) {
+		b.embark(ctx, entries)
 	}
 	err := b.workTimes(ctx, work, repetitions, contenders...)
 	for _, e := range entries {
@@ -151,6 +175,22 @@ func (b *bench) trips(ctx context.Context, work string, repetitions int, entries
 		}
 	}
 	return err
+}
+
+// embark starts what is to be moved, all at once, since some of it takes its time.
+// What fails is tried again in its turn, and then it counts.
+func (b *bench) embark(ctx context.Context, entries []entry) {
+	var all sync.WaitGroup
+	for _, e := range entries {
+		if b.contenders.MatchString(e.by) {
+			all.Go(func() {
+				if err := e.trip.begin(ctx); err != nil {
+					b.log.Warn("starting what is to be moved", "by", e.by, "error", err)
+				}
+			})
+		}
+	}
+	all.Wait()
 }
 
 // pause waits.

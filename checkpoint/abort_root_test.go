@@ -173,6 +173,10 @@ func TestDumpHookFails(t *testing.T) {
 	s := w.stream(t)
 	reason := errors.New("no")
 	for name, spoil := range map[string]func(o *DumpOptions){
+		"ready": func(o *DumpOptions) {
+			o.Hooks.Ready = func(context.Context) error { return reason }
+			o.Hooks.Freeze = func(context.Context) error { return errors.New("it is not ready") }
+		},
 		"freeze": func(o *DumpOptions) {
 			o.Hooks.Freeze = func(context.Context) error { return reason }
 		},

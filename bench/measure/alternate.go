@@ -18,6 +18,9 @@ type Contender struct {
 	// Every, if it is above 1, has it do the work only in every such round:
 	// what is slow and is no part of a verdict.
 	Every int
+	// Cold has it sit out the round that warms things up: what takes long is not
+	// done once more for that.
+	Cold bool
 	// Once does the work once and returns what it measured. It leaves things
 	// so that it can be called again, also after an error.
 	Once func(ctx context.Context) (Values, error)
@@ -33,13 +36,13 @@ const maxFailures = 3
 
 // Alternate does a work so many times by each contender, in turns: what
 // disturbs the machine for a while disturbs all of them. The first round warms
-// things up and is not recorded. Failures are recorded; the error is only that
-// ctx has ended.
+// things up and is not recorded; those that are Cold sit it out. Failures are
+// recorded; the error is only that ctx has ended.
 func Alternate(ctx context.Context, r *Record, work string, repetitions int, contenders []Contender, progress func(string)) error {
 	failures := make([]int, len(contenders))
 	for round := range repetitions + 1 {
 		for i, c := range contenders {
-			if failures[i] >= maxFailures || c.Every > 1 && round%c.Every != 0 {
+			if failures[i] >= maxFailures || c.Every > 1 && round%c.Every != 0 || c.Cold && round == 0 {
 				continue
 			}
 			work := work

@@ -84,6 +84,22 @@ func TestAlternateEvery(t *testing.T) {
 	}
 }
 
+func TestAlternateCold(t *testing.T) {
+	const repetitions = 3
+	var r Record
+	called := 0
+	slow := Contender{Name: "slow", Cold: true, Once: func(context.Context) (Values, error) {
+		called++
+		return Values{"x": float64(called)}, nil
+	}}
+	if err := Alternate(t.Context(), &r, "w", repetitions, []Contender{slow}, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Samples(Key{"w", "slow", "x"}); called != repetitions || len(got) != repetitions {
+		t.Errorf("called %d times, and noted %v; want each of %d", called, got, repetitions)
+	}
+}
+
 func TestAlternateGivesUp(t *testing.T) {
 	calls := map[string]int{}
 	failing := func(name string, err error) Contender {
