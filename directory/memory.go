@@ -22,6 +22,13 @@ func (e *ArrivingError) Error() string {
 	return text
 }
 
+// memoryNeeded reports whether the pod of a committed move lives on its new host and
+// lacks memory of the source.
+func (v *View) memoryNeeded(m *pod.Move) bool {
+	p := v.Pods[m.Pod]
+	return m.State == pod.MoveCommitted && m.MemoryPending && p != nil && p.Binding == m.Next && p.Phase.Live()
+}
+
 // ChooseStrategy records how a running move carries the memory, and why. It must
 // have been recorded when the move is committed. A move that was aborted refuses
 // it (ErrAborted).

@@ -80,3 +80,45 @@ func TestNothingPending(t *testing.T) {
 	wantErr(t, d.ChooseStrategy(t.Context(), m.ID, pod.StrategyPostCopy, ""), ErrAborted)
 	wantErr(t, d.SetArrival(t.Context(), m.ID, pod.Arrival{}, false), pod.ErrConflict)
 }
+
+// TestRemoveLostSource: a host that is gone with memory that a pod needs is removed
+// once the loss of the pod is admitted, and with it its moves are closed.
+func TestRemoveLostSource(t *testing.T) {
+	d := newDirectory(t)
+	source := register(t, d, host("a", 1))
+	register(t, d, host("b", 2))
+	running(t, d, "x", "a")
+	running(t, d, "whole", "a")
+	lacking, whole := begin(t, d, "x", "b"), begin(t, d, "whole", "b")
+	if err := d.ChooseStrategy(t.Context(), lacking.ID, pod.StrategyPostCopy, "it was asked for"); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*pod.Move{lacking, whole} {
+		if err := d.CommitMove(t.Context(), m.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.SetArrival(t.Context(), lacking.ID, pod.Arrival{Missing: 5 << 20, Stalled: "host a does not answer"}, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := source.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, d.RemoveHost(t.Context(), "a"), pod.ErrConflict, "5 MiB left", "podctl rm --force x")
+	if err := d.UpdatePod(t.Context(), "x", func(p *pod.Pod) error { p.Phase = pod.PhaseStopped; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.DeletePod(t.Context(), "x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.RemoveHost(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{lacking.ID, whole.ID} {
+		m, err := d.Move(t.Context(), id)
+		if err != nil || m.State != pod.MoveDone || m.MemoryPending || m.EndedAt.IsZero() || m.Error == "" {
+			t.Errorf("the move is %+v, %v", m, err)
+		}
+	}
+	begin(t, d, "whole", "c")
+}

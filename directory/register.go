@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -203,8 +204,10 @@ func (d *Directory) Host(ctx context.Context, name string) (*pod.Host, error) {
 }
 
 // RemoveHost forgets a host that will not come back and revokes its
-// certificates, so that it can't come back by itself either. The error wraps
-// pod.ErrConflict while it is alive or any pod or unfinished move is bound to it.
+// certificates, so that it can't come back by itself either. Moves that only it
+// could have closed are closed. The error wraps pod.ErrConflict while it is alive,
+// any pod or undecided move is bound to it, or a pod elsewhere lacks memory that it
+// has: removing that pod admits the loss.
 func (d *Directory) RemoveHost(ctx context.Context, name string) error {
 	tried := false
 	return d.retry(ctx, "removing host "+name, func(ctx context.Context) error {
@@ -226,8 +229,15 @@ func (d *Directory) RemoveHost(ctx context.Context, name string) error {
 				return fmt.Errorf("%w: pod %s is on host %s", pod.ErrConflict, p.Name(), name)
 			}
 		}
+		var closing []clientv3.Op
 		for _, m := range v.Moves {
-			if !finished(m) && (m.Source == name || m.Target == name) {
+			switch {
+			case finished(m) || m.Source != name && m.Target != name:
+			case m.Source == name && v.memoryNeeded(m):
+				return fmt.Errorf("%w: %w; host %s alone has it: without that host the pod is lost, which podctl rm --force %s admits", pod.ErrConflict, &ArrivingError{m}, name, m.Pod)
+			case m.Source == name && (m.State == pod.MoveCommitted || m.Undoing()):
+				closing = append(closing, put(movePrefix+m.ID, closed(m, "host "+name+" was removed before it said how the move ended")))
+			default:
 				return fmt.Errorf("%w: move %s of pod %s has not finished on host %s", pod.ErrConflict, m.ID, m.Pod, name)
 			}
 		}
@@ -242,6 +252,19 @@ func (d *Directory) RemoveHost(ctx context.Context, name string) error {
 			clientv3.Compare(clientv3.ModRevision(podPrefix).WithPrefix(), "<", v.Revision+1),
 			clientv3.Compare(clientv3.ModRevision(movePrefix).WithPrefix(), "<", v.Revision+1),
 			clientv3.Compare(clientv3.Version(hostAlive+name), "=", 0),
-		), append(changes, clientv3.OpDelete(hostPrefix+name))...)
+		), slices.Concat(changes, closing, []clientv3.Op{clientv3.OpDelete(hostPrefix + name)})...)
 	})
+}
+
+// closed is a decided move whose source has gone for good.
+func closed(m *pod.Move, why string) *pod.Move {
+	c := *m
+	c.EndedAt, c.MemoryPending = time.Now().UTC(), false
+	if c.State == pod.MoveCommitted {
+		c.State, c.Stage = pod.MoveDone, pod.StageRelease
+	}
+	if c.Error == "" {
+		c.Error = why
+	}
+	return &c
 }

@@ -16,6 +16,7 @@ import (
 
 	"podd/fault/recovery"
 	"podd/lab"
+	"podd/pod"
 )
 
 var (
@@ -137,7 +138,7 @@ func runCell(t *testing.T, directory *etcdCluster, c recovery.Cell) {
 		s.await(cutTime)
 		heal()
 	}
-	after := s.requireOutcome(c.Outcome)
+	after := s.requireOutcome(c.By(pod.Strategy(*strategyFlag)))
 	// A source that is killed has nobody to tell it.
 	if c.Victim != recovery.Source || c.Fault != recovery.Kill {
 		s.requireTold(after.Host)

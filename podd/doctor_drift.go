@@ -61,7 +61,7 @@ func (f driftFacts) Judge() []doctor.Finding {
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.arrivals)) {
 		if arrival := f.arrivals[name]; arrival.Stalled != "" {
-			findings = append(findings, doctor.Bad(check, "podctl move ls "+name+"   # start podd on the host that it came from; podctl rm --force "+name+" gives it up",
+			findings = append(findings, doctor.Bad(check, "podctl move ls "+name+"   # start podd on the host that it came from; if that is gone for good, podctl rm --force "+name+" gives the pod up, and podctl host rm the host",
 				"pod %s stands still: %d MiB of its memory are missing since it moved here: %s", name, arrival.Missing>>20, arrival.Stalled))
 		}
 	}

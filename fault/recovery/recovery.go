@@ -103,6 +103,15 @@ type Cell struct {
 
 func (c Cell) String() string { return fmt.Sprintf("%s: %s %s", c.Moment.Name, c.Victim, c.Fault) }
 
+// By is the outcome if the move carries memory by a strategy: a restore by post-copy
+// may need the source, which is cut off, or has sent enough before.
+func (c Cell) By(strategy pod.Strategy) Outcome {
+	if strategy == pod.StrategyPostCopy && c.Victim == Source && c.Fault == Cut && c.Moment.Name == "restore asked for" {
+		return Either
+	}
+	return c.Outcome
+}
+
 // Cells lists every cell: all moments, victims and faults with one another.
 func Cells() []Cell {
 	var cells []Cell

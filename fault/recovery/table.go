@@ -57,7 +57,8 @@ var table = []row{
 		Directory: {outcomes(Goes, Either, Either, Either), "As above"},
 	}},
 	{[]string{"restore asked for"}, map[Victim]cell{
-		Source:    {outcomes(Either, Goes, Goes, Goes), "Target: goes on and commits. Source, restarted: if committed kills the frozen copy in silence, else it aborts and thaws it"},
+		Source: {outcomes(Either, Goes, Goes, Goes), "Target: goes on and commits, unless it lacks memory for the restore (post-copy): then it gives up. " +
+			"Source, restarted: if committed kills the frozen copy in silence, else it aborts and thaws it"},
 		Target:    {outcomes(Either, Goes, Either, Either), "Source: aborts, and thaws only when the directory has said so. Target, restarted: CRIU has killed the copy with podd; removes the rest"},
 		Proxy:     {always(Goes), "As above"},
 		Directory: {outcomes(Goes, Either, Either, Either), "Both copies stand still until the directory answers; who asks first wins"},
@@ -83,7 +84,8 @@ var table = []row{
 	}},
 	{[]string{"memory"}, map[Victim]cell{
 		Source: {always(Goes),
-			"The frozen copy stays as it is. Target: the pod stands still if it needs memory that it has not got. Source, restarted: gives the rest, then kills the copy in silence"},
+			"The frozen copy stays as it is. Target: the pod stands still if it needs memory that it has not got. Source, restarted: gives the rest, then kills the copy in silence. " +
+				"Gone for good: the pod stays frozen, `podctl rm --force` gives it up, and `podctl host rm`, refused before, closes the move"},
 		Target: {always(Goes),
 			"The pager goes on, and so does the pod. Source: keeps the copy until the pager or the directory says that all has come. Target, restarted: takes over pod and pager"},
 		Proxy:     {always(Goes), "Nobody needs it"},
