@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"podd/netconn"
@@ -21,18 +22,16 @@ const (
 )
 
 // dial connects to the source's podd and has the connection become one of frames.
-func dial(ctx context.Context, o Options) (net.Conn, error) {
+func dial(ctx context.Context, o Options) (*tls.Conn, error) {
 	store, err := trust.Open(trust.Dir(o.StateDir)) // the certificate may have been renewed
 	if err != nil {
 		return nil, err
 	}
-	if len(o.Revoked) > 0 {
-		revoked := map[string]bool{}
-		for _, serial := range o.Revoked {
-			revoked[serial] = true
-		}
-		store.SetRevoked(func(serial string) bool { return revoked[serial] })
+	revoked, err := readRevoked(o.RevokedFile)
+	if err != nil {
+		return nil, err
 	}
+	store.SetRevoked(func(serial string) bool { return slices.Contains(revoked, serial) })
 	var errs []error
 	for _, address := range o.Addresses {
 		conn, err := dialAddress(ctx, o, store, address)
@@ -47,7 +46,7 @@ func dial(ctx context.Context, o Options) (net.Conn, error) {
 	return nil, errors.Join(errs...)
 }
 
-func dialAddress(ctx context.Context, o Options, store *trust.Store, address string) (net.Conn, error) {
+func dialAddress(ctx context.Context, o Options, store *trust.Store, address string) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	raw, err := new(net.Dialer).DialContext(ctx, "tcp", address)
@@ -62,7 +61,7 @@ func dialAddress(ctx context.Context, o Options, store *trust.Store, address str
 	return conn, nil
 }
 
-func upgrade(ctx context.Context, o Options, store *trust.Store, raw net.Conn) (net.Conn, error) {
+func upgrade(ctx context.Context, o Options, store *trust.Store, raw net.Conn) (*tls.Conn, error) {
 	if err := netconn.LimitSilence(raw, silenceLimit); err != nil {
 		return nil, err
 	}

@@ -155,6 +155,8 @@ func (l *link) connect(ctx context.Context) (talked bool, err error) {
 		return false, err
 	}
 	defer conn.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	again := l.meta.get().Hello
@@ -168,6 +170,7 @@ func (l *link) connect(ctx context.Context) (talked bool, err error) {
 	l.setConnected(true, nil)
 	l.content.askAgain()
 	var wg sync.WaitGroup
+	wg.Go(func() { l.endRevoked(ctx, conn) })
 	wg.Go(func() {
 		if err := s.run(); err != nil {
 			conn.Close() // the reader says why
@@ -175,6 +178,7 @@ func (l *link) connect(ctx context.Context) (talked bool, err error) {
 	})
 	err = l.receive(pagesync.NewReader(conn), s)
 	close(s.ended)
+	cancel()
 	conn.Close()
 	wg.Wait()
 	return true, err

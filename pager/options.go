@@ -22,8 +22,8 @@ type Options struct {
 	Source    string   `json:"source"`
 	Addresses []string `json:"addresses"`
 	Path      string   `json:"path"`
-	// Revoked are serial numbers of certificates that are not to be trusted.
-	Revoked []string `json:"revoked,omitempty"`
+	// RevokedFile is written by WriteRevoked, whenever that changes; none if empty.
+	RevokedFile string `json:"revokedFile,omitempty"`
 	// MaxBytes bounds what the source can store here at a time; 0 leaves it to
 	// package reserve.
 	MaxBytes int64 `json:"maxBytes,omitempty"`

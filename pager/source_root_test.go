@@ -44,6 +44,7 @@ func frozenPage(seed uint64, pid int, address uint64, b []byte) bool {
 type testSource struct {
 	t         testing.TB
 	stateDir  string
+	serial    string // of its certificate
 	listener  net.Listener
 	seed      uint64
 	wg        sync.WaitGroup
@@ -76,7 +77,7 @@ func newTestSource(t testing.TB, seed uint64) *testSource {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &testSource{t: t, stateDir: stateDir, listener: l, seed: seed, accepting: true, acks: make(chan uint64, 1024)}
+	s := &testSource{t: t, stateDir: stateDir, serial: trust.Serial(source.Leaf()), listener: l, seed: seed, accepting: true, acks: make(chan uint64, 1024)}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		peer, err := source.Peer(r.TLS)
 		if err != nil || peer.Name != "target" || r.URL.Path != "/podd-memory" || r.URL.Query().Get("move") != "m1" || r.Header.Get("Upgrade") != Protocol {

@@ -157,6 +157,7 @@ func Run(ctx context.Context, config Config) error {
 		closeListeners()
 		return err
 	}
+	d.background(d.tellRevoked)
 	if err := d.recover(ctx); err != nil {
 		closeListeners()
 		return errors.Join(err, registration.Close())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"time"
 
 	"podd/pager"
@@ -31,7 +32,8 @@ func (m *targetMove) openPager(ctx context.Context) (unable string, err error) {
 	}
 	options := pager.Options{
 		Dir: dir, Executable: executable, FreezerDir: m.container.FreezerDir(), StateDir: m.d.StateDir,
-		Source: source.Name, Addresses: []string{source.API.String()}, Path: memoryPath + "?move=" + m.move.ID, Log: m.log,
+		Source: source.Name, Addresses: []string{source.API.String()}, Path: memoryPath + "?move=" + m.move.ID,
+		RevokedFile: m.d.revokedFile(), Log: m.log,
 	}
 	if limits := m.pageLimits(); limits.Bytes != math.MaxInt64 {
 		options.MaxBytes = limits.Bytes
@@ -40,6 +42,19 @@ func (m *targetMove) openPager(ctx context.Context) (unable string, err error) {
 		return "", fmt.Errorf("starting the pager: %w", err)
 	}
 	return "", nil
+}
+
+// revokedFile is where pagers find which certificates are revoked.
+func (d *Daemon) revokedFile() string { return filepath.Join(d.RunDir, "revoked.json") }
+
+// tellRevoked tells pagers which certificates are revoked, as long as podd runs: a
+// host that is turned out is not to fill anybody's memory.
+func (d *Daemon) tellRevoked(ctx context.Context) {
+	for revoked := range d.dir.WatchRevoked(ctx) {
+		if err := pager.WriteRevoked(d.revokedFile(), revoked); err != nil {
+			d.log.Error("pagers may go on trusting who was turned out", "error", err)
+		}
+	}
 }
 
 // unableToTake is why memory can't be filled in here after a restore, nil if it
