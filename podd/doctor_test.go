@@ -70,6 +70,9 @@ func TestJudgements(t *testing.T) {
 		{hold(20 * time.Second), doctor.Warning, "holds", "pod alice have been queued for 20s; they are let go after 30s", "podctl move --cancel m1"},
 		{noProxy{errNoProxy}, doctor.Error, "proxy", "no proxy has joined", "podproxy --address"},
 
+		{driftFacts{now: now, report: driftReport{last: now}, arrivals: map[string]pod.Arrival{"alice": {Missing: 5 << 20, Stalled: "host a does not answer"}}},
+			doctor.Error, "drift", "pod alice stands still: 5 MiB of its memory are missing since it moved here: host a does not answer", "podctl rm --force alice"},
+		{driftFacts{now: now, report: driftReport{last: now}, arrivals: map[string]pod.Arrival{"alice": {Missing: 5 << 20}}}, doctor.OK, "drift", "", ""},
 		{drifted(), doctor.OK, "drift", "3 differences were put right", ""},
 		{drifted(found(time.Minute, nil)), doctor.Warning, "drift", "1 of kind network differed from the directory in the last 10 minutes and was put right, the last 1m0s ago: pod alice, epoch 3: a network namespace", "journalctl -u podd"},
 		{drifted(found(time.Hour, nil)), doctor.OK, "drift", "", ""},

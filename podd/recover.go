@@ -29,11 +29,7 @@ func (d *Daemon) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.abortMoves(ctx, view); err != nil {
-		return err
-	}
-	// A target may have committed while its move was to be aborted.
-	if view, err = d.dir.View(ctx); err != nil {
+	if view, err = d.decideMoves(ctx, view); err != nil {
 		return err
 	}
 	d.noteUnclosed(view)
@@ -53,6 +49,15 @@ func (d *Daemon) recover(ctx context.Context) error {
 type incarnation struct {
 	name  string
 	epoch pod.Epoch
+}
+
+// decideMoves aborts the moves this host was part of, and returns what the directory
+// says then: the other side may have committed one of them since view was read.
+func (d *Daemon) decideMoves(ctx context.Context, view *directory.View) (*directory.View, error) {
+	if err := d.abortMoves(ctx, view); err != nil {
+		return nil, err
+	}
+	return d.dir.View(ctx)
 }
 
 // abortMoves ends the moves this host was part of when it stopped: nothing of

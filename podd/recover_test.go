@@ -92,6 +92,28 @@ func beginMove(t *testing.T, d *directory.Directory, name string) *pod.Move {
 	return m
 }
 
+// TestCommittedMeanwhile has a target commit a move while the restarted source is
+// about to abort it: the source has to know it as one that it must close.
+func TestCommittedMeanwhile(t *testing.T) {
+	dir := newDirectory(t)
+	d := newDaemon(t, "a", dir)
+	m := beginMove(t, dir, "alice")
+	view, err := dir.View(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dir.CommitMove(t.Context(), m.ID); err != nil {
+		t.Fatal(err)
+	}
+	if view, err = d.decideMoves(t.Context(), view); err != nil {
+		t.Fatal(err)
+	}
+	d.noteUnclosed(view)
+	if unclosed := d.reconciler.unclosed; len(unclosed) != 1 || unclosed[0].ID != m.ID || unclosed[0].State != pod.MoveCommitted {
+		t.Errorf("to be closed are %+v", unclosed)
+	}
+}
+
 // TestAbortMoves has a restarted host find moves in every state there is. The
 // commit decides: what is committed stays so.
 func TestAbortMoves(t *testing.T) {
