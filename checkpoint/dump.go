@@ -50,6 +50,10 @@ type DumpOptions struct {
 	// SetWriteDeadline, as a net.Conn has, Run sees to that; it can't be
 	// written to after Run failed then.
 	Pages io.Writer
+	// Ahead has Run begin with sending private pages of files while the pod still
+	// runs, so that those which don't change until it is frozen need not be sent then.
+	// It needs Pages and FreezeCgroup.
+	Ahead bool
 	// LeaveOut returns memory that is not dumped, because the caller carries it
 	// to the target by other means and fills it in there (RestoreOptions.Lazy):
 	// parts of private anonymous mappings that are not locked, and of ordinary
@@ -231,7 +235,11 @@ func (d *Dump) Run(ctx context.Context) (*DumpResult, error) {
 	if err != nil {
 		return nil, d.fail(err)
 	}
-	pages := d.startPages(ctx)
+	ahead, err := d.sendAhead(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("dumping the pod: %w", d.fail(err))
+	}
+	pages := d.startPages(ctx, ahead)
 	result, err := d.run(ctx, opts, pages)
 	if err != nil {
 		err = d.fail(err)
@@ -270,42 +278,6 @@ func (d *Dump) criuOptions() (*rpc.CriuOpts, error) {
 		opts.Ps = &rpc.CriuPageServerInfo{Fd: proto.Int32(firstWorkerFile)}
 	}
 	return opts, nil
-}
-
-type pagesResult struct {
-	stats PageStats
-	err   error
-}
-
-// startPages serves CRIU's page socket until the end of the stream. The
-// result comes once; nil means that pages are not streamed.
-func (d *Dump) startPages(ctx context.Context) chan pagesResult {
-	if d.pages == nil {
-		return nil
-	}
-	header := headerSize
-	if d.engine.version < 40200 {
-		header = headerSizeOld
-	}
-	done := make(chan pagesResult, 1)
-	stop := context.AfterFunc(ctx, d.interruptPages)
-	go func() {
-		defer stop()
-		// Closing makes CRIU fail, and so notice that we did.
-		defer d.pages.Close()
-		stats, err := servePages(d.pages, d.options.Pages, header)
-		done <- pagesResult{stats, err}
-	}()
-	return done
-}
-
-// interruptPages makes writing the page stream fail, if the writer can do that.
-func (d *Dump) interruptPages() {
-	if w, ok := d.options.Pages.(interface{ SetWriteDeadline(time.Time) error }); ok {
-		if err := w.SetWriteDeadline(time.Unix(1, 0)); err != nil {
-			d.log.Warn("interrupting the page stream failed", "error", err)
-		}
-	}
 }
 
 func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResult) (*DumpResult, error) {

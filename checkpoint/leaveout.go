@@ -191,6 +191,17 @@ func (e *Engine) tryFilter() error {
 	return nil
 }
 
+// pagemapScan is PAGEMAP_SCAN of include/uapi/linux/fs.h, pagemapScanArg its struct
+// pm_scan_arg.
+const pagemapScan = 0xc0606610
+
+type pagemapScanArg struct {
+	size, flags, start, end, walkEnd                              uint64
+	vec                                                           uintptr
+	vecLen, maxPages                                              uint64
+	categoryInverted, categoryMask, categoryAnyOfMask, returnMask uint64
+}
+
 // hasPagemapScan asks the kernel for the call that CRIU finds pages with. The
 // question is about no memory at all.
 func hasPagemapScan() error {
@@ -199,11 +210,8 @@ func hasPagemapScan() error {
 		return err
 	}
 	defer f.Close()
-	// struct pm_scan_arg and PAGEMAP_SCAN of include/uapi/linux/fs.h; the first
-	// member is the size.
-	var arg [12]uint64
-	arg[0] = uint64(unsafe.Sizeof(arg))
-	const pagemapScan = 0xc0606610
+	var arg pagemapScanArg
+	arg.size = uint64(unsafe.Sizeof(arg))
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), pagemapScan, uintptr(unsafe.Pointer(&arg))); errno != 0 {
 		return fmt.Errorf("the kernel has no PAGEMAP_SCAN: %w", errno)
 	}

@@ -109,6 +109,9 @@ func testMove(t *testing.T, w *world) {
 		if m.result.Pages.Bytes < 64<<20 {
 			t.Errorf("%d bytes of memory", m.result.Pages.Bytes)
 		}
+		if m.result.Pages.Ahead == 0 {
+			t.Error("no page that was sent ahead was still the same")
+		}
 		s.progress(t)
 		unharmed(t, c, was)
 		// New connections find the same process.

@@ -57,7 +57,7 @@ func ReceivePages(ctx context.Context, r io.Reader, imagesDir string, limits Pag
 	defer interruptible(ctx, r)()
 	p := pageReceiver{dir: dir, limits: limits, buf: make([]byte, 0, 1<<20), opened: make(map[uint64]bool)}
 	err = p.run(ctx, r)
-	err = errors.Join(err, p.finish())
+	err = errors.Join(err, p.finish(), p.ahead.close())
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
@@ -84,6 +84,7 @@ type pageReceiver struct {
 	stats  PageStats
 	opened map[uint64]bool
 	room   reserve.Meter
+	ahead  aheadStore
 
 	// The image being written. CRIU dumps one after the other.
 	image   uint64
@@ -114,6 +115,14 @@ func (p *pageReceiver) run(ctx context.Context, r io.Reader) error {
 			}
 		case opAdd:
 			if err := p.add(f, r); err != nil {
+				return err
+			}
+		case opAhead:
+			if err := p.ahead.add(p, f, r); err != nil {
+				return err
+			}
+		case opSame:
+			if err := p.same(f); err != nil {
 				return err
 			}
 		default:
@@ -167,20 +176,21 @@ func (p *pageReceiver) create(name string) (*os.File, error) {
 	return p.dir.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 }
 
-func (p *pageReceiver) add(f frame, r io.Reader) error {
+// enter writes the entry of pages that follow.
+func (p *pageReceiver) enter(f frame) (size int64, err error) {
 	if err := f.check(); err != nil {
-		return err
+		return 0, err
 	}
 	if p.pagemap == nil || f.image != p.image {
-		return fmt.Errorf("pages for memory image %d of kind %d, which is not open", f.number(), f.kind())
+		return 0, fmt.Errorf("pages for memory image %d of kind %d, which is not open", f.number(), f.kind())
 	}
 	if f.addr < p.end {
-		return fmt.Errorf("pages at %#x come after those up to %#x", f.addr, p.end)
+		return 0, fmt.Errorf("pages at %#x come after those up to %#x", f.addr, p.end)
 	}
 	if f.pages > uint64(math.MaxInt64/pageSize) || int64(f.pages)*pageSize > p.limits.Bytes-p.stats.Bytes {
-		return fmt.Errorf("%w: more than %d bytes of memory", ErrLimit, p.limits.Bytes)
+		return 0, fmt.Errorf("%w: more than %d bytes of memory", ErrLimit, p.limits.Bytes)
 	}
-	size := int64(f.pages) * pageSize
+	size = int64(f.pages) * pageSize
 	// Only the very last page of the address space wraps this to 0, and
 	// nothing can follow it.
 	if p.end = f.addr + uint64(size); p.end == 0 {
@@ -194,10 +204,23 @@ func (p *pageReceiver) add(f frame, r io.Reader) error {
 	e = appendVarint(e, 5, f.pages)
 	p.scratch = e
 	if err := p.writeEntry(e); err != nil {
-		return err
+		return 0, err
 	}
 	p.stats.Pages += int64(f.pages)
 	p.stats.Bytes += size
+	return size, nil
+}
+
+func (p *pageReceiver) add(f frame, r io.Reader) error {
+	size, err := p.enter(f)
+	if err != nil {
+		return err
+	}
+	return p.write(r, size)
+}
+
+// write takes pages from r.
+func (p *pageReceiver) write(r io.Reader, size int64) error {
 	for size > 0 {
 		n := int(min(size, int64(cap(p.buf)-len(p.buf))))
 		if _, err := io.ReadFull(r, p.buf[len(p.buf):len(p.buf)+n]); err != nil {

@@ -15,8 +15,8 @@ const pageBuffer = 256 << 10
 // servePages is the page server of one dump: it answers CRIU's questions on
 // criu itself, so that no round trip to the target is waited for while the
 // pod is frozen, and passes the rest on to w. header is the size of CRIU's
-// headers. It returns after the end of the stream was passed on and CRIU told.
-func servePages(criu io.ReadWriter, w io.Writer, header int) (PageStats, error) {
+// headers. Of pages that ahead knows only the addresses are passed on. It returns after the end of the stream was passed on and CRIU told.
+func servePages(criu io.ReadWriter, w io.Writer, header int, ahead *aheadPages) (PageStats, error) {
 	var stats PageStats
 	in := bufio.NewReaderSize(criu, pageBuffer)
 	out := bufio.NewWriterSize(w, pageBuffer)
@@ -47,19 +47,21 @@ func servePages(criu io.ReadWriter, w io.Writer, header int) (PageStats, error) 
 				return stats, fmt.Errorf("answering CRIU: %w", err)
 			}
 		case opAdd:
-			if err := pass(f); err != nil {
-				return stats, err
-			}
 			if !f.hasData() {
+				if err := pass(f); err != nil {
+					return stats, err
+				}
 				continue
 			}
 			if f.pages > 1<<50 {
 				return stats, fmt.Errorf("CRIU announces %d pages", f.pages)
 			}
 			size := int64(f.pages) * pageSize
-			if err := copyPages(out, in, size); err != nil {
+			same, err := copyPages(out, in, f, ahead)
+			if err != nil {
 				return stats, err
 			}
+			stats.Ahead += same
 			stats.Pages += int64(f.pages)
 			stats.Bytes += size
 		case opClose, opEndForce:
@@ -90,22 +92,38 @@ func passError(err error) error {
 	return fmt.Errorf("%w: %w", errSendPages, err)
 }
 
-func copyPages(out *bufio.Writer, in *bufio.Reader, size int64) error {
-	for size > 0 {
+// copyPages passes on the pages of a frame, which come from in. It returns how many
+// bytes of them were sent ahead.
+func copyPages(out *bufio.Writer, in *bufio.Reader, f frame, ahead *aheadPages) (same int64, err error) {
+	wire := make([]byte, 0, headerSize)
+	for f.pages > 0 {
 		// Peek avoids a third buffer between the two.
-		b, err := in.Peek(int(min(size, pageBuffer)))
-		if len(b) == 0 {
-			return fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
+		b, err := in.Peek(int(min(f.pages*pageSize, pageBuffer)))
+		if b = b[:len(b)-len(b)%pageSize]; len(b) == 0 {
+			return same, fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
 		}
-		if _, err := out.Write(b); err != nil {
-			return passError(err)
+		for rest := b; len(rest) > 0; {
+			run := f
+			n, known := ahead.run(f, rest)
+			if run.pages = uint64(n / pageSize); known {
+				run.op = opSame
+				same += int64(n)
+			}
+			if _, err := out.Write(run.append(wire[:0])); err != nil {
+				return same, passError(err)
+			}
+			if !known {
+				if _, err := out.Write(rest[:n]); err != nil {
+					return same, passError(err)
+				}
+			}
+			f.addr, f.pages, rest = f.addr+uint64(n), f.pages-run.pages, rest[n:]
 		}
 		if _, err := in.Discard(len(b)); err != nil {
-			return fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
+			return same, fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
 		}
-		size -= int64(len(b))
 	}
-	return nil
+	return same, nil
 }
 
 // noEOF makes an end of input in the middle of something an error of its own.

@@ -8,7 +8,9 @@ import (
 // The page stream is CRIU's own protocol between a dump and a page server
 // (criu/page-xfer.c) without the answers, in the layout of CRIU 4.2, whatever
 // version speaks at the source: frames of a header and, for opAdd, the pages.
-// opClose ends it.
+// opClose ends it. Two operations are podd's own: opAhead, before all others, is of
+// pages that will probably be dumped, and opSame takes the place of opAdd for those
+// that were.
 //
 //	offset 0  u32 operation, with page flags in the upper 16 bits
 //	offset 8  u64 number of pages
@@ -32,6 +34,9 @@ const (
 	opAdd      = 6      // ADD_F: pages
 	opClose    = 0x1023 // CLOSE: end, sent over a network connection
 	opEndForce = 0x1024 // FORCE_CLOSE: end, sent over an inherited socket
+
+	opAhead = 0x2001 // pages of an image that has not begun
+	opSame  = 0x2002 // pages with the content of opAhead; none follows
 )
 
 // Page flags.
@@ -90,7 +95,7 @@ func (f frame) check() error {
 	if k := f.kind(); k != imageTask && k != imageShmem {
 		return fmt.Errorf("unknown kind of image %d", k)
 	}
-	if f.op != opAdd {
+	if f.op == opOpen {
 		return nil
 	}
 	if f.flags != pagePresent && f.flags != pagePresent|pageLazy {
@@ -113,4 +118,7 @@ type PageStats struct {
 	// Pages is the number of pages, Bytes their size in bytes.
 	Pages int64
 	Bytes int64
+	// Ahead is the size of the pages among them that had been sent ahead
+	// (DumpOptions.Ahead), in bytes.
+	Ahead int64
 }

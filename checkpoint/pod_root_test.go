@@ -253,6 +253,7 @@ func (p *place) dumpOptions(pid int) DumpOptions {
 		PID: pid, NetNS: p.netNS, ImagesDir: p.images, WorkDir: p.work,
 		ExternalMounts: map[string]string{"/tmp": "tmp"},
 		FreezeCgroup:   p.freezer.Dir(),
+		Ahead:          true,
 		Hooks: DumpHooks{
 			Freeze: p.freezer.Freeze, Thaw: p.freezer.Thaw,
 			Block: p.block, Unblock: p.unblock,

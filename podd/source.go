@@ -368,6 +368,7 @@ func (m *sourceMove) prepareDump(ctx context.Context) error {
 		ImagesDir:      m.images,
 		WorkDir:        work,
 		Pages:          m.clock.count(m.conn),
+		Ahead:          true,
 		ExternalMounts: keys(container.ExternalMounts()),
 		FreezeCgroup:   freezer.Dir(),
 		Log:            m.log,

@@ -26,7 +26,7 @@ import (
 const (
 	transferPath     = "/podd-transfer"
 	transferProtocol = "podd-transfer"
-	transferVersion  = 2
+	transferVersion  = 3
 	// maxTransferMessage bounds one control message, in bytes. They are
 	// small; the sections in between have bounds of their own.
 	maxTransferMessage = 1 << 20
