@@ -168,6 +168,13 @@ func TestLateTakeOver(t *testing.T) {
 // podd is killed when the pod runs and its images are still there, and the pod
 // ends by itself: it must not come back to life.
 func TestEndBeforeImagesAreGone(t *testing.T) {
+	for _, strategy := range []pod.Strategy{pod.StrategyStopCopy, pod.StrategyPostCopy} {
+		t.Run(string(strategy), func(t *testing.T) { endBeforeImagesAreGone(t, strategy) })
+	}
+}
+
+func endBeforeImagesAreGone(t *testing.T, strategy pod.Strategy) {
+	t.Helper()
 	p := newShell(t, "", "trap 'exit 11' TERM; echo ready; while :; do sleep 0.05; done")
 	until(t, "the pod is ready", func() error {
 		if out := mustPodctl(t, "logs", p.name); out != "ready\n" {
@@ -175,7 +182,7 @@ func TestEndBeforeImagesAreGone(t *testing.T) {
 		}
 		return nil
 	})
-	s := &scene{t: t, pod: p, command: make(chan result, 1)}
+	s := &scene{t: t, pod: p, command: make(chan result, 1), flags: []string{"--strategy", string(strategy)}}
 	s.begin("target:resumed", "stop")
 	now := p.inspect()
 	init := initOf(t, "b", p.name, now.Epoch)

@@ -8,16 +8,24 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# model NAME: the file that a run is of.
+model() {
+	case $1 in
+	memory*) echo memory.pml ;;
+	*) echo move.pml ;;
+	esac
+}
+
 # verify NAME PAN-FLAGS -DNAME=VALUE...: one exhaustive run. Says what it found; fails on a violation.
 # The log stays in $work/NAME/log.
 verify() {
 	local name=$1 compile=$2
 	shift 2
 	mkdir "$work/$name"
-	cp move.pml "$work/$name"
+	cp "$(model "$name")" "$work/$name/model.pml"
 	(
 		cd "$work/$name"
-		if ! spin -a "$@" move.pml >spin.log 2>&1; then
+		if ! spin -a "$@" model.pml >spin.log 2>&1; then
 			cat spin.log >&2
 			exit 2
 		fi
@@ -42,10 +50,11 @@ verify() {
 
 # violated NAME -DNAME=VALUE...: the property that a run found violated.
 violated() {
-	local at
-	at=$(cd "$work/$1" && shift && spin -t "$@" move.pml 2>&1 | sed -n 's/^spin: \(.*\):\([0-9]*\), Error: assertion violated.*/\1 \2/p' | head -n 1)
+	local at file
+	file=$(model "$1")
+	at=$(cd "$work/$1" && shift && spin -t "$@" model.pml 2>&1 | sed -n 's/^spin: \(.*\):\([0-9]*\), Error: assertion violated.*/\1 \2/p' | head -n 1)
 	case $at in
-	move.pml*) echo "move.pml:${at#* } $(sed -n "${at#* }p" move.pml | sed 's/^[[:space:]:]*//; s/[[:space:]]\+/ /g')" ;;
+	model.pml*) echo "$file:${at#* } $(sed -n "${at#* }p" "$file" | sed 's/^[[:space:]:]*//; s/[[:space:]]\+/ /g')" ;;
 	*) echo "a run that never ends" ;;
 	esac
 }
@@ -55,17 +64,17 @@ scenario() {
 	(
 		cd "$work/$1"
 		shift
-		spin -t -p "$@" move.pml | awk '
+		spin -t -p "$@" model.pml | awk '
 			NR == FNR { gsub(/^[ \t:]+|[ \t]*(\/\*.*)?$/, ""); source[FNR] = $0; next }
 			!/^ *[0-9]+:\tproc +[0-9]/ || /:init:/ || /\t\[[(.]|\[(else|break|goto)/ { next }
-			match($0, /move.pml:[0-9]+/) {
-				line = substr($0, RSTART + 9, RLENGTH - 9)
+			match($0, /model.pml:[0-9]+/) {
+				line = substr($0, RSTART + 10, RLENGTH - 10)
 				split($0, part, /[()]/)
 				sub(/:.*/, "", part[2])
 				if (part[2] line == last) next
 				last = part[2] line
 				printf "    %-8s %4d  %s\n", part[2], line, source[line]
-			}' move.pml -
+			}' model.pml -
 	)
 }
 
@@ -76,6 +85,7 @@ declare -A runs=(
 	[proxy]="-DMOVES=1 -DFAULTS=2 -DENDS=0 -DPROXY=1"
 	[proxy-end]="-DMOVES=1 -DFAULTS=1 -DENDS=1 -DPROXY=1"
 	[nothing-for-ever]="-DMOVES=1 -DFAULTS=2 -DENDS=1 -DPROXY=0"
+	[memory]="-DFAULTS=4"
 )
 
 check() {
@@ -85,7 +95,7 @@ check() {
 		shift
 	fi
 	# Small ones first: they find almost everything, and then the others are not needed.
-	for names in "one-move-three-faults nothing-for-ever" "$large"; do
+	for names in "memory one-move-three-faults nothing-for-ever" "$large"; do
 		for name in $names; do
 			while (($(jobs -rp | wc -l) >= 2)); do wait -n || true; done
 			(
@@ -138,20 +148,25 @@ unreached() {
 # never RUN PROCESSES: what pan says was not reached.
 never() {
 	awk -v want="^($2)\$" '/^unreached in/ { process = $NF }
-		/^\tmove.pml:/ && process ~ want { sub(/^\tmove.pml:/, ""); sub(/, state [0-9]+/, ""); print process "\t" $0 }' "$work/$1/log" | sort -u
+		/^\tmodel.pml:/ && process ~ want { sub(/^\tmodel.pml:/, ""); sub(/, state [0-9]+/, ""); print process "\t" $0 }' "$work/$1/log" | sort -u
 }
 
 flags() {
-	local flag missing=0 all=()
-	mapfile -t names < <(sed -n 's/^#define \([A-Z_]*\) [01]$/\1/p' move.pml)
+	sharp move "-DMOVES=1 -DFAULTS=2 -DENDS=1 -DPROXY=0" && sharp memory -DFAULTS=2
+}
+
+# sharp MODEL BOUNDS: that each decision in a model matters.
+sharp() {
+	local flag missing=0 all=() bounds=$2
+	mapfile -t names < <(sed -n 's/^#define \([A-Z_]*\) [01]$/\1/p' "$1.pml")
 	for flag in "${names[@]}"; do all+=("-D$flag=1"); done
 	for flag in "${names[@]}"; do
-		local bounds="-DMOVES=1 -DFAULTS=2 -DENDS=1 -DPROXY=0" code=0
+		local code=0 name=$1-$flag
 		# shellcheck disable=SC2086
-		verify "$flag" -DSAFETY $bounds "${all[@]/-D$flag=1/-D$flag=0}" >/dev/null || code=$?
+		verify "$name" -DSAFETY $bounds "${all[@]/-D$flag=1/-D$flag=0}" >/dev/null || code=$?
 		if ((code == 1)); then
 			# shellcheck disable=SC2086
-			printf '%-18s without it: %s\n' "$flag" "$(violated "$flag" $bounds "${all[@]/-D$flag=1/-D$flag=0}")"
+			printf '%-18s without it: %s\n' "$flag" "$(violated "$name" $bounds "${all[@]/-D$flag=1/-D$flag=0}")"
 		else
 			echo "$flag: no counterexample without it" >&2
 			missing=1

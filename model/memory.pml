@@ -149,7 +149,7 @@ active proctype pager() {
 		phase = runs; over = true; pager_up = false; keeper = false }
 	:: atomic { faults > 0 && pager_up -> faults--; pager_up = false }
 	/* The keeper is killed with it. When the pod runs that is a loss (README.md). */
-	:: atomic { faults > 0 && pager_up && keeper && phase == held && spare -> faults--; pager_up = false; keeper = false }
+	:: atomic { faults > 0 && pager_up && keeper && phase == held && target_up -> faults--; pager_up = false; keeper = false }
 	od
 }
 

@@ -224,6 +224,10 @@ func (d *Daemon) unfreeze(ctx context.Context, container *namespace.Container, p
 // container is nil if not even its files are there.
 func (d *Daemon) recordEnd(ctx context.Context, record *pod.Pod, container *namespace.Container) error {
 	name, epoch := record.Name(), record.Binding.Epoch
+	// It may have ended while its memory was arriving.
+	if err := d.endPagerOf(ctx, d.imagesOf(memoryImages, name, epoch)); err != nil {
+		return err
+	}
 	code, known := 0, false
 	if container != nil {
 		var err error
