@@ -100,7 +100,7 @@ func (b *bench) labUp(ctx context.Context, o lab.Options) (*lab.Lab, error) {
 		return nil, err
 	}
 	b.labOptions = o
-	o.Dir, o.BinDir = labDir(b.dir), b.bin
+	o.Dir, o.BinDir = lab.DirIn(b.dir), b.bin
 	ctx, cancel := context.WithTimeout(ctx, upTimeout)
 	defer cancel()
 	l, err := lab.Up(ctx, o)
@@ -134,7 +134,7 @@ func runPart(ctx context.Context, p part, o options) (missed int, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return 0, fmt.Errorf("making a directory for the run: %w", err)
 	}
-	dismiss, err := startGuard(dir)
+	dismiss, err := lab.StartGuard(dir)
 	if err != nil {
 		return 0, errors.Join(err, os.RemoveAll(dir))
 	}

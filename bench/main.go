@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"podd/lab"
 )
 
 // parts are the parts of the benchmark, in the order they run.
@@ -30,11 +32,10 @@ type part struct {
 }
 
 func main() {
-	if dir := os.Getenv(guardVariable); dir != "" {
-		if err := guard(dir); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
-			os.Exit(1)
-		}
+	if guard, err := lab.RunGuard(cleanUp); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	} else if guard {
 		return
 	}
 	if credentials := os.Getenv(fillerVariable); credentials != "" {

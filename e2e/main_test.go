@@ -7,8 +7,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -29,21 +27,14 @@ var (
 	binDir string
 )
 
-// guardVariable makes the test binary a guard of the directory it names.
-const guardVariable = "PODD_E2E_GUARD"
-
-// upTimeout bounds making the lab, downTimeout taking it down.
-const (
-	upTimeout   = 5 * time.Minute
-	downTimeout = 2 * time.Minute
-)
+// upTimeout bounds making the lab.
+const upTimeout = 5 * time.Minute
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(guardVariable); dir != "" {
-		if err := guard(dir); err != nil {
-			fmt.Fprintln(os.Stderr, "e2e:", err)
-			os.Exit(1)
-		}
+	if guard, err := lab.RunGuard(cleanUp); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	} else if guard {
 		os.Exit(0)
 	}
 	flag.Parse()
@@ -67,7 +58,7 @@ func runTests(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	dismiss, err := startGuard(dir)
+	dismiss, err := lab.StartGuard(dir)
 	if err != nil {
 		return 1, errors.Join(err, os.RemoveAll(dir))
 	}
@@ -82,16 +73,13 @@ func runTests(m *testing.M) (code int, err error) {
 	ctx, cancel := context.WithTimeout(interrupt, upTimeout)
 	defer cancel()
 	// How fast the machine's disk syncs is no business of these tests.
-	theLab, err = lab.Up(ctx, lab.Options{Hosts: 3, Dir: labDir(dir), BinDir: binDir, LogLevel: "debug", DirectoryInMemory: true})
+	theLab, err = lab.Up(ctx, lab.Options{Hosts: 3, Dir: lab.DirIn(dir), BinDir: binDir, LogLevel: "debug", DirectoryInMemory: true})
 	if err != nil {
 		return 1, err
 	}
 	stop() // from here on a signal ends the process, and the guard does the rest
 	return m.Run(), nil
 }
-
-// labDir is where the lab of a run in dir keeps state and logs.
-func labDir(dir string) string { return filepath.Join(dir, "lab") }
 
 // buildPrograms builds this tree's daemons, with faults that can be injected,
 // podctl, podinit and the page filter.
@@ -109,57 +97,17 @@ func buildPrograms(dir string) (string, error) {
 	return bin, nil
 }
 
-// startGuard starts a process that takes the lab down and removes dir when
-// this one ends, be it by a panic, a timeout or a signal. dismiss makes it do
-// so at once and returns what it complains about.
-func startGuard(dir string) (dismiss func() error, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), guardVariable+"="+dir)
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the terminal's signals are not for it
-	life, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting the guard: %w", err)
-	}
-	return func() error {
-		err := errors.Join(life.Close(), cmd.Wait())
-		if err != nil {
-			err = fmt.Errorf("taking the lab down: %w", err)
-		}
-		return err
-	}, nil
-}
-
-// guard waits for the end of the process that started it and takes down what
-// that has made.
-func guard(dir string) error {
-	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), downTimeout)
-	defer cancel()
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	switch l, err := lab.Load(); {
-	case errors.Is(err, lab.ErrNone):
-	case err != nil:
-		return err
-	case l.Dir != labDir(dir):
-		log.Warn("a lab is up that is none of this run's; it is left alone", "directory", l.Dir)
+// cleanUp removes what a run in dir has made, and complains about what its lab has
+// left. Of a lab that can't be taken down everything stays.
+func cleanUp(dir string, down error) error {
+	if errors.Is(down, lab.ErrUp) {
+		fmt.Fprintln(os.Stderr, "e2e:", down)
 		return os.RemoveAll(dir)
-	default:
-		if err := l.Down(ctx); err != nil {
-			return err
-		}
 	}
-	left, err := lab.Leftovers(labDir(dir))
+	if down != nil {
+		return down
+	}
+	left, err := lab.Leftovers(lab.DirIn(dir))
 	if err != nil {
 		return err
 	}
