@@ -2,13 +2,13 @@ package doctor
 
 import (
 	"crypto/x509"
-	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // Space is the room in a directory's file system.
@@ -69,21 +69,7 @@ type Memory struct {
 
 // LookAtMemory reads /proc/meminfo.
 func LookAtMemory() (m Memory) {
-	data, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return Memory{Err: err}
-	}
-	for line := range strings.Lines(string(data)) {
-		var kib int64
-		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
-			m.Available = kib << 10
-		} else if n, _ := fmt.Sscanf(line, "MemTotal: %d kB", &kib); n == 1 {
-			m.Total = kib << 10
-		}
-	}
-	if m.Available == 0 || m.Total == 0 {
-		m.Err = errors.New("/proc/meminfo has no MemAvailable or no MemTotal")
-	}
+	m.Total, m.Available, m.Err = procfs.Memory()
 	return m
 }
 

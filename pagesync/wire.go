@@ -246,10 +246,6 @@ type Reader struct {
 // NewReader returns a Reader from r; it reads ahead.
 func NewReader(r io.Reader) *Reader { return &Reader{r: bufio.NewReaderSize(r, 64<<10)} }
 
-// Buffered returns the number of bytes that are read ahead, not yet returned as a
-// frame: with none the next call of Next may wait.
-func (r *Reader) Buffered() int { return r.r.Buffered() }
-
 // Next returns the next frame; its Payload and Regions are valid until the call
 // after. The error is io.EOF where the stream ends between two frames, ErrFrame
 // for one that is malformed, io.ErrUnexpectedEOF for one that is cut.

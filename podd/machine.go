@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podd/pod"
+	"podd/procfs"
 	"podd/version"
 )
 
@@ -58,18 +59,11 @@ func cpuinfoLine(key string) (string, error) {
 	return "", lines.Err()
 }
 
-// availableMemory is how much memory programs can still take, in bytes:
-// MemAvailable of proc(5).
+// availableMemory is how much memory programs can still take, in bytes.
 func availableMemory() (int64, error) {
-	data, err := os.ReadFile("/proc/meminfo")
+	_, available, err := procfs.Memory()
 	if err != nil {
 		return 0, fmt.Errorf("reading the state of memory: %w", err)
 	}
-	for line := range strings.Lines(string(data)) {
-		var kib int64
-		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
-			return kib << 10, nil
-		}
-	}
-	return 0, fmt.Errorf("reading the state of memory: /proc/meminfo has no MemAvailable")
+	return available, nil
 }

@@ -7,10 +7,10 @@ package reserve
 import (
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // ErrFull means that only the reserve is left.
@@ -59,11 +59,11 @@ func Check(fd int) error {
 	}
 	if int64(fs.Type) == unix.TMPFS_MAGIC {
 		// Its size bounds it, and may be used up; what counts is memory.
-		available, err := memory()
+		_, available, err := procfs.Memory()
 		if err != nil {
 			return fmt.Errorf("looking for free memory: %w", err)
 		}
-		return check("memory", available)
+		return check("memory", uint64(available))
 	}
 	if err := check("disk", fs.Bavail*uint64(fs.Frsize)); err != nil {
 		return err
@@ -80,20 +80,4 @@ func check(what string, free uint64) error {
 		return fmt.Errorf("%w: %d MiB of %s, of which %d are kept free", ErrFull, free>>20, what, Bytes>>20)
 	}
 	return nil
-}
-
-// memory is how much of it programs can still take, in bytes: MemAvailable of
-// proc_meminfo(5).
-func memory() (uint64, error) {
-	data, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(data)) {
-		var kib uint64
-		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
-			return kib << 10, nil
-		}
-	}
-	return 0, errors.New("/proc/meminfo has no MemAvailable")
 }
