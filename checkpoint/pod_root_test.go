@@ -32,7 +32,7 @@ const (
 )
 
 // waitLimit bounds every wait for something that should happen at once.
-const waitLimit = 20 * time.Second
+const waitLimit = time.Minute
 
 var testNumber atomic.Int32
 

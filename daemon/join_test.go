@@ -131,7 +131,7 @@ func TestJoinRefused(t *testing.T) {
 	} {
 		ctx := short
 		if test.sentinel == pod.ErrUnavailable {
-			bounded, cancel := context.WithTimeout(short, time.Second)
+			bounded, cancel := context.WithTimeout(short, 3*time.Second)
 			defer cancel()
 			ctx = bounded
 		}
@@ -164,7 +164,7 @@ func TestJoinAsUser(t *testing.T) {
 	// The other one does not pass calls on, as podproxy does not.
 	token := parse(t, n.token(trust.KindUser, "joe", trust.RoleViewer, 0))
 	token.Addresses = []string{other.api.String()}
-	bounded, cancel := context.WithTimeout(t.Context(), time.Second)
+	bounded, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	if _, err := RequestJoin(bounded, token, Applicant{Kind: trust.KindUser, Key: newKey(t)}); !errors.Is(err, pod.ErrUnavailable) || !strings.Contains(err.Error(), "ask the daemon at "+n.api.String()) {
 		t.Errorf("at a daemon without the authority: %v", err)

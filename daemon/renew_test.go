@@ -17,7 +17,7 @@ import (
 // TestRenewal lets a daemon and the issuer outlive their first certificates, and
 // has the daemon call the issuer all the time.
 func TestRenewal(t *testing.T) {
-	const lifetime = 6 * time.Second
+	const lifetime = 12 * time.Second
 	n := newIssuer(t, lifetime)
 	// What the issuer was made with is good for a week.
 	if err := (&renewer{store: n.Store, dir: n.Cluster.Directory.Directory, issuer: n.issuer}).renew(t.Context()); err != nil {

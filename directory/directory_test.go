@@ -52,8 +52,8 @@ func open(t *testing.T, e *Embedded) *Directory {
 	return openLeasing(t, e, 2*time.Second)
 }
 
-// openLeasing is open for tests that go on for long: a disk that is slow for
-// seconds must not cost them the hosts they registered.
+// openLeasing is open for tests that are not about hosts that end: a machine that
+// is slow for seconds must not cost them those they registered.
 func openLeasing(t *testing.T, e *Embedded, ttl time.Duration) *Directory {
 	t.Helper()
 	d, err := Open(t.Context(), Options{Endpoints: []string{e.Endpoint()}, Log: testLog(t), LeaseTTL: ttl})
@@ -71,7 +71,7 @@ func openLeasing(t *testing.T, e *Embedded, ttl time.Duration) *Directory {
 // newDirectory is a directory with a cluster and the hosts a, b and c, alive.
 func newDirectory(t *testing.T) *Directory {
 	t.Helper()
-	d := open(t, start(t))
+	d := openLeasing(t, start(t), time.Minute)
 	if err := d.InitCluster(t.Context(), cluster); err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func running(t *testing.T, d *Directory, name, host string) *pod.Pod {
 // next receives views until one satisfies cond.
 func next(t *testing.T, views <-chan *View, what string, cond func(*View) bool) *View {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case v, ok := <-views:

@@ -24,7 +24,7 @@ import (
 )
 
 // testTimeout bounds every wait of a test.
-const testTimeout = 30 * time.Second
+const testTimeout = time.Minute
 
 // initPath is podinit, built for this run of the tests.
 var initPath string

@@ -51,10 +51,10 @@ func TestPreCopy(t *testing.T) {
 	p := startPager(t, s.options(t, ""))
 	must(t, p.Attach(t.Context(), pod.pid, pod.uffd))
 	pod.uffd.Close()
-	must(t, p.Verify(bounded(t, 30*time.Second), true))
+	must(t, p.Verify(bounded(t, time.Minute), true))
 	must(t, p.Run())
 	pod.start(t)
 	pod.finish(t, time.Minute)
-	must(t, p.Wait(bounded(t, 30*time.Second)))
+	must(t, p.Wait(bounded(t, time.Minute)))
 	t.Logf("%+v", p.Status())
 }

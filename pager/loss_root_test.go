@@ -39,7 +39,7 @@ func postCopy(r *rand.Rand, all <-chan struct{}) func(c *sourceConn) {
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	ctx := bounded(t, 20*time.Second)
+	ctx := bounded(t, time.Minute)
 	for tick := time.Tick(2 * time.Millisecond); !condition(); {
 		select {
 		case <-ctx.Done():
@@ -147,7 +147,7 @@ func (w *world) killBoth(t *testing.T) {
 func (w *world) commit(t *testing.T, p *Pager) {
 	t.Helper()
 	w.attach(t, p)
-	must(t, p.Verify(bounded(t, 20*time.Second), false))
+	must(t, p.Verify(bounded(t, time.Minute), false))
 	must(t, p.Run())
 	for _, pod := range w.pods {
 		pod.start(t)
@@ -159,7 +159,7 @@ func (w *world) finish(t *testing.T, p *Pager) {
 	for _, pod := range w.pods {
 		pod.finish(t, time.Minute)
 	}
-	if err := p.Wait(bounded(t, 30*time.Second)); err != nil {
+	if err := p.Wait(bounded(t, time.Minute)); err != nil {
 		s, _ := p.Ask(t.Context())
 		t.Fatalf("%v: %+v", err, s)
 	}
@@ -264,7 +264,7 @@ func TestKeeperKilled(t *testing.T) {
 	p := startPager(t, w.o)
 	w.commit(t, p)
 	w.killBoth(t)
-	if err := p.Wait(bounded(t, 20*time.Second)); !errors.Is(err, ErrLost) {
+	if err := p.Wait(bounded(t, time.Minute)); !errors.Is(err, ErrLost) {
 		t.Errorf("the loss is reported as %v", err)
 	}
 	if s := p.Status(); s.State != StateLost || s.Cause == "" {
@@ -283,7 +283,7 @@ func TestBothKilledBeforeItRuns(t *testing.T) {
 	p := startPager(t, w.o)
 	w.attach(t, p)
 	w.killBoth(t)
-	must(t, p.Verify(bounded(t, 20*time.Second), false))
+	must(t, p.Verify(bounded(t, time.Minute), false))
 	w.killBoth(t)
 	must(t, p.Run())
 	for _, pod := range w.pods {
@@ -304,7 +304,7 @@ func TestAllKilledBeforeItRuns(t *testing.T) {
 			p := startPager(t, w.o)
 			must(t, p.Attach(t.Context(), first.pid, first.uffd))
 			first.uffd.Close()
-			must(t, p.Verify(bounded(t, 20*time.Second), false))
+			must(t, p.Verify(bounded(t, time.Minute), false))
 			p.Close()
 			w.killBoth(t)
 			must(t, first.cmd.Process.Kill())
@@ -320,7 +320,7 @@ func TestAllKilledBeforeItRuns(t *testing.T) {
 			if err := p.Run(); err == nil {
 				t.Error("the pod is to have its memory filled")
 			}
-			if err := p.Wait(bounded(t, 20*time.Second)); !errors.Is(err, ErrLost) {
+			if err := p.Wait(bounded(t, time.Minute)); !errors.Is(err, ErrLost) {
 				t.Errorf("the loss is reported as %v", err)
 			}
 			if !frozen(t, w.group) {
@@ -376,7 +376,7 @@ func TestPaused(t *testing.T) {
 	eventually(t, "the stall is known", func() bool { return p.Status().State == StateStalled })
 	w.source.accept()
 	w.release()
-	must(t, p.Wait(bounded(t, 20*time.Second))) // a frozen pod's memory can be filled
+	must(t, p.Wait(bounded(t, time.Minute))) // a frozen pod's memory can be filled
 	if !frozen(t, w.group) {
 		t.Error("the pager has thawed what it had not frozen")
 	}
@@ -393,7 +393,7 @@ func TestPodEnds(t *testing.T) {
 		must(t, pod.cmd.Process.Kill())
 		pod.cmd.Wait()
 	}
-	must(t, p.Wait(bounded(t, 20*time.Second)))
+	must(t, p.Wait(bounded(t, time.Minute)))
 	eventually(t, "the source is told", func() bool {
 		select {
 		case number := <-w.source.acks:
@@ -433,7 +433,7 @@ func TestRestoredTwice(t *testing.T) {
 	s.regions, s.serve = first.regions, preCopy(rand.New(rand.NewPCG(seed, 1)))
 	p := startPager(t, s.options(t, ""))
 	must(t, p.Attach(t.Context(), 5, first.uffd))
-	must(t, p.Verify(bounded(t, 20*time.Second), true))
+	must(t, p.Verify(bounded(t, time.Minute), true))
 	must(t, first.cmd.Process.Kill())
 	// The second has its memory at the same addresses: without randomization of
 	// addresses every process of a program does.
@@ -443,11 +443,11 @@ func TestRestoredTwice(t *testing.T) {
 	}
 	must(t, p.Attach(t.Context(), 5, second.uffd))
 	second.uffd.Close()
-	must(t, p.Verify(bounded(t, 20*time.Second), true))
+	must(t, p.Verify(bounded(t, time.Minute), true))
 	must(t, p.Run())
 	second.start(t)
 	second.finish(t, time.Minute)
-	must(t, p.Wait(bounded(t, 20*time.Second)))
+	must(t, p.Wait(bounded(t, time.Minute)))
 }
 
 func TestVerifyRefuses(t *testing.T) {
@@ -460,11 +460,11 @@ func TestVerifyRefuses(t *testing.T) {
 	s.regions[len(s.regions)-1].End = last.End + pageSize
 	s.serve = everything
 	p := startPager(t, s.options(t, ""))
-	if err := p.Verify(bounded(t, 10*time.Second), true); err == nil || !strings.Contains(err.Error(), "not restored") {
+	if err := p.Verify(bounded(t, time.Minute), true); err == nil || !strings.Contains(err.Error(), "not restored") {
 		t.Errorf("with no process: %v", err)
 	}
 	must(t, p.Attach(t.Context(), 5, pod.uffd))
-	if err := p.Verify(bounded(t, 10*time.Second), true); err == nil || !strings.Contains(err.Error(), "can't be filled") {
+	if err := p.Verify(bounded(t, time.Minute), true); err == nil || !strings.Contains(err.Error(), "can't be filled") {
 		t.Errorf("with a page too many: %v", err)
 	}
 }
@@ -473,7 +473,7 @@ func TestLostBeforeTheFreeze(t *testing.T) {
 	s := newTestSource(t, 1)
 	s.serve = func(c *sourceConn) { c.testSource.cut(true) }
 	p := startPager(t, s.options(t, ""))
-	if err := p.Verify(bounded(t, 10*time.Second), false); err == nil || !strings.Contains(err.Error(), "lost before the pod was frozen") {
+	if err := p.Verify(bounded(t, time.Minute), false); err == nil || !strings.Contains(err.Error(), "lost before the pod was frozen") {
 		t.Errorf("%v", err)
 	}
 }

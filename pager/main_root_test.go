@@ -104,7 +104,7 @@ func startPod(t testing.TB, o podOptions) *pod {
 		}
 	})
 	b, oob := make([]byte, 4096), make([]byte, 64)
-	p.conn.SetDeadline(time.Now().Add(10 * time.Second))
+	p.conn.SetDeadline(time.Now().Add(time.Minute))
 	n, oobn, _, _, err := p.conn.ReadMsgUnix(b, oob)
 	if err != nil {
 		t.Fatalf("%v: %s", err, p.said())

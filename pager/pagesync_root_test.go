@@ -43,16 +43,16 @@ func testMove(t *testing.T, complete bool) {
 	t.Cleanup(func() { source.Close() })
 	options := serveMemory(t, source)
 	p := startPager(t, options)
-	must(t, source.Connected(bounded(t, 10*time.Second)))
-	_, err = source.Survey(bounded(t, 10*time.Second))
+	must(t, source.Connected(bounded(t, time.Minute)))
+	_, err = source.Survey(bounded(t, time.Minute))
 	must(t, err)
 	if complete {
-		stats, err := source.Pass(bounded(t, 20*time.Second))
+		stats, err := source.Pass(bounded(t, time.Minute))
 		must(t, err)
 		t.Logf("%+v", stats)
 	}
 	must(t, unix.Kill(pid, unix.SIGSTOP))
-	left, err := source.Freeze(bounded(t, 10*time.Second))
+	left, err := source.Freeze(bounded(t, time.Minute))
 	must(t, err)
 	for _, r := range target.regions {
 		found := false
@@ -70,11 +70,11 @@ func testMove(t *testing.T, complete bool) {
 	}()
 	must(t, p.Attach(t.Context(), 1, target.uffd))
 	target.uffd.Close()
-	must(t, p.Verify(bounded(t, 20*time.Second), complete))
+	must(t, p.Verify(bounded(t, time.Minute), complete))
 	must(t, p.Run())
 	target.start(t)
 	target.finish(t, time.Minute)
-	must(t, p.Wait(bounded(t, 20*time.Second)))
+	must(t, p.Wait(bounded(t, time.Minute)))
 	must(t, <-finished)
 	t.Logf("%+v", p.Status())
 }

@@ -81,7 +81,7 @@ func startPod(t testing.TB, args ...string) int {
 // stop stops all processes of the pod and waits until they are.
 func stop(t testing.TB, init int) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for quiet := 0; quiet < 2; {
 		ids, err := podProcesses(init)
 		must(t, err)

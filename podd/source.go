@@ -32,7 +32,7 @@ const (
 	slowestLink    = 50 << 20
 	// drainTimeout bounds the wait for a pod's programs to accept connections,
 	// drainPoll is the pause between two looks.
-	drainTimeout = 500 * time.Millisecond
+	drainTimeout = 2 * time.Second
 	drainPoll    = time.Millisecond
 	// lastWords bounds the wait for the reason why the target hung up.
 	lastWords = time.Second

@@ -143,7 +143,7 @@ func (m *meeting) await(what string, holds func() bool) {
 	m.t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(20 * time.Second); !holds(); <-tick.C {
+	for deadline := time.Now().Add(time.Minute); !holds(); <-tick.C {
 		if time.Now().After(deadline) {
 			m.t.Fatalf("not in time: %s", what)
 		}
