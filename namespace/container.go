@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/cgroups"
+	"golang.org/x/sync/errgroup"
 
 	"podd/namespace/image"
 	"podd/pod"
@@ -115,39 +116,47 @@ func (r *Runtime) Prepare(ctx context.Context, config Config) (_ *Container, err
 			err = errors.Join(fmt.Errorf("making container %s: %w", c.id, err), c.Destroy(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := c.writeRecord(); err != nil {
+	durable, err := c.writeRecord()
+	if err != nil {
 		return nil, err
 	}
-	if err := c.makeDirs(); err != nil {
-		return nil, err
-	}
-	if err := c.mountVolatile(); err != nil {
-		return nil, err
-	}
-	if img.Name == image.HostName {
-		if c.hidden, err = hostHidden(r.opts.StateDir, r.opts.RunDir); err != nil {
-			return nil, err
-		}
-	}
-	if config.Restore {
-		if err := c.mountMasked(); err != nil {
-			return nil, err
-		}
-		return c, c.makeVolumes()
-	}
-	if err := c.Mount(); err != nil {
-		return nil, err
-	}
-	if err := c.writeFiles(); err != nil {
-		return nil, err
-	}
-	if err := c.makeVolumes(); err != nil {
-		return nil, err
-	}
-	if err := c.checkDestinations(); err != nil {
+	var syncing errgroup.Group
+	syncing.Go(durable)
+	if err := errors.Join(c.prepare(), syncing.Wait()); err != nil {
 		return nil, err
 	}
 	return c, ctx.Err()
+}
+
+// prepare makes all that processes need, the record being written.
+func (c *Container) prepare() (err error) {
+	if err := c.makeDirs(); err != nil {
+		return err
+	}
+	if err := c.mountVolatile(); err != nil {
+		return err
+	}
+	if c.record.Image.Name == image.HostName {
+		if c.hidden, err = hostHidden(c.runtime.opts.StateDir, c.runtime.opts.RunDir); err != nil {
+			return err
+		}
+	}
+	if c.record.Config.Restore {
+		if err := c.mountMasked(); err != nil {
+			return err
+		}
+		return c.makeVolumes()
+	}
+	if err := c.Mount(); err != nil {
+		return err
+	}
+	if err := c.writeFiles(); err != nil {
+		return err
+	}
+	if err := c.makeVolumes(); err != nil {
+		return err
+	}
+	return c.checkDestinations()
 }
 
 func (c *Container) makeDirs() error {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"podd/pod"
@@ -72,16 +73,20 @@ func (c *Container) start(ctx context.Context, made func()) error {
 	}
 	// The record is written before the init is let go, so a crash can't leave a
 	// running pod that nobody knows.
-	if err := c.adopt(pid); err != nil {
+	durable, err := c.adopt(pid)
+	if err != nil {
 		return err
 	}
+	var syncing errgroup.Group
+	syncing.Go(durable)
 	if made != nil {
 		made()
 	}
-	if err := container.Exec(); err != nil {
-		return err
+	err = container.Exec()
+	if err == nil {
+		err = awaitEOF(ctx, ready, isReady)
 	}
-	return awaitEOF(ctx, ready, isReady)
+	return errors.Join(err, syncing.Wait())
 }
 
 // awaitEOF waits until nobody has the writing end of a pipe any more.
@@ -103,16 +108,20 @@ func awaitEOF(ctx context.Context, w, r *os.File) error {
 // Adopt makes a restored init, which pid names on this host, the container's:
 // from then on it is like one that Start made.
 func (c *Container) Adopt(pid int) error {
-	if err := c.adopt(pid); err != nil {
+	durable, err := c.adopt(pid)
+	if err == nil {
+		err = durable()
+	}
+	if err != nil {
 		return fmt.Errorf("adopting process %d as container %s: %w", pid, c.id, err)
 	}
 	return nil
 }
 
-func (c *Container) adopt(pid int) error {
+func (c *Container) adopt(pid int) (durable func() error, err error) {
 	p, err := identify(pid)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -2,12 +2,11 @@ package namespace
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"time"
-
-	"github.com/google/renameio/v2"
 
 	"podd/namespace/image"
 	"podd/procfs"
@@ -47,15 +46,33 @@ func (c *Container) readRecord() error {
 	return nil
 }
 
-func (c *Container) writeRecord() error {
+// writeRecord replaces the record, for whoever reads it from now on. It is on the
+// disk, for after a failure of the machine, when durable has returned, which has
+// to be called and may be while other things are done.
+func (c *Container) writeRecord() (durable func() error, err error) {
+	fail := func(err error) (func() error, error) {
+		return nil, fmt.Errorf("writing the container's record: %w", err)
+	}
 	data, err := json.MarshalIndent(c.record, "", "\t")
-	if err == nil {
-		err = renameio.WriteFile(c.paths.record, append(data, '\n'), 0o600, renameio.IgnoreUmask())
+	if err != nil {
+		return fail(err)
+	}
+	f, err := os.CreateTemp(c.paths.state, "container.json.*") // mode 0600
+	if err != nil {
+		return fail(err)
+	}
+	if _, err = f.Write(append(data, '\n')); err == nil {
+		err = os.Rename(f.Name(), c.paths.record)
 	}
 	if err != nil {
-		return fmt.Errorf("writing the container's record: %w", err)
+		return fail(errors.Join(err, f.Close(), os.Remove(f.Name())))
 	}
-	return nil
+	return func() error {
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return fmt.Errorf("writing the container's record: %w", err)
+		}
+		return nil
+	}, nil
 }
 
 // identify reads what tells the process apart from later ones with its PID.

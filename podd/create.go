@@ -3,10 +3,12 @@ package podd
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"podd/directory"
 	"podd/namespace"
 	"podd/pod"
 	"podd/vnet"
@@ -26,6 +28,10 @@ func (d *Daemon) create(ctx context.Context, spec pod.Spec) (_ *pod.Pod, err err
 		return nil, err
 	}
 	defer release()
+	creating, end := context.WithCancel(context.WithoutCancel(ctx))
+	cluster, wait := d.beside(creating)
+	defer wait()
+	defer end()
 	record, err := d.dir.CreatePod(ctx, spec, d.Name)
 	if err != nil {
 		if errors.Is(err, pod.ErrUnavailable) {
@@ -44,13 +50,14 @@ func (d *Daemon) create(ctx context.Context, spec pod.Spec) (_ *pod.Pod, err err
 			}
 		}
 	}()
-	container, err := d.makeContainer(ctx, network, spec, record.Binding)
+	container, err := d.makeContainer(ctx, network, spec, record.Binding, cluster)
 	if err != nil {
 		return nil, err
 	}
 	// That the pod runs is written down while its main command starts.
 	var recording errgroup.Group
 	err = container.Start(ctx, func() {
+		end() // it is in its cgroups
 		recording.Go(func() error {
 			return d.dir.UpdatePod(ctx, spec.Name, func(p *pod.Pod) error {
 				p.Phase, p.StartedAt = pod.PhaseRunning, time.Now().UTC()
@@ -67,14 +74,33 @@ func (d *Daemon) create(ctx context.Context, spec pod.Spec) (_ *pod.Pod, err err
 	return record, nil
 }
 
+// beside does what a creation can do while the pod's record is made: it prepares
+// the kernel for putting a process into a cgroup, until ctx ends, and reads what
+// the cluster is. wait returns when nothing of it goes on.
+func (d *Daemon) beside(ctx context.Context) (cluster func() (*directory.Cluster, error), wait func()) {
+	var doing sync.WaitGroup
+	cluster = sync.OnceValues(func() (*directory.Cluster, error) { return d.dir.Cluster(ctx) })
+	doing.Go(func() { _, _ = cluster() }) // who calls it next is told
+	doing.Go(func() {
+		if err := namespace.ReadyCgroups(ctx); err != nil {
+			d.log.Debug("a pod may start some milliseconds later", "error", err)
+		}
+	})
+	return cluster, doing.Wait
+}
+
 // makeContainer makes everything of a new pod but its processes, the network
 // and the files at a time.
-func (d *Daemon) makeContainer(ctx context.Context, network *vnet.Network, spec pod.Spec, binding pod.Binding) (*namespace.Container, error) {
+func (d *Daemon) makeContainer(ctx context.Context, network *vnet.Network, spec pod.Spec, binding pod.Binding, cluster func() (*directory.Cluster, error)) (*namespace.Container, error) {
 	var attaching errgroup.Group
 	attaching.Go(func() error {
 		return d.attachNetwork(network, d.netnsPath(spec.Name, binding.Epoch), binding, false)
 	})
-	container, err := d.prepareContainer(ctx, spec, binding, false)
+	known, err := cluster()
+	if err != nil {
+		return nil, errors.Join(attaching.Wait(), err)
+	}
+	container, err := d.runtime.Prepare(ctx, d.containerConfig(spec, binding, known))
 	return container, errors.Join(attaching.Wait(), err)
 }
 
@@ -86,15 +112,21 @@ func (d *Daemon) attachNetwork(network *vnet.Network, path string, binding pod.B
 	return network.Attach(path, binding, vnet.AttachOptions{Blocked: blocked})
 }
 
-// prepareContainer makes everything a pod's processes need, for a new pod or
-// for one that comes from another host.
-func (d *Daemon) prepareContainer(ctx context.Context, spec pod.Spec, binding pod.Binding, restore bool) (*namespace.Container, error) {
+// prepareContainer makes everything the processes of a pod need that comes from
+// another host or a file.
+func (d *Daemon) prepareContainer(ctx context.Context, spec pod.Spec, binding pod.Binding) (*namespace.Container, error) {
 	cluster, err := d.dir.Cluster(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return d.runtime.Prepare(ctx, namespace.Config{
+	config := d.containerConfig(spec, binding, cluster)
+	config.Restore = true
+	return d.runtime.Prepare(ctx, config)
+}
+
+func (d *Daemon) containerConfig(spec pod.Spec, binding pod.Binding, cluster *directory.Cluster) namespace.Config {
+	return namespace.Config{
 		Spec: spec, Epoch: binding.Epoch, Label: binding.Label, NetNS: d.netnsPath(spec.Name, binding.Epoch),
-		Address: binding.Virtual, Nameserver: pod.Gateway, Search: cluster.Zone, Restore: restore,
-	})
+		Address: binding.Virtual, Nameserver: pod.Gateway, Search: cluster.Zone,
+	}
 }

@@ -91,7 +91,7 @@ func (r *fileRestore) build(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if r.container, err = r.d.prepareContainer(ctx, r.spec, binding, true); err != nil {
+	if r.container, err = r.d.prepareContainer(ctx, r.spec, binding); err != nil {
 		return err
 	}
 	r.images = r.d.imagesOf(targetImages, r.spec.Name, binding.Epoch)

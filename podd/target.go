@@ -214,7 +214,7 @@ func (m *targetMove) reserve(ctx context.Context, order *poddv1.Reserve) error {
 	if err := m.d.attachNetwork(network, nsPath, move.Next, true); err != nil {
 		return err
 	}
-	if m.container, err = m.d.prepareContainer(ctx, m.record.Spec, move.Next, true); err != nil {
+	if m.container, err = m.d.prepareContainer(ctx, m.record.Spec, move.Next); err != nil {
 		return err
 	}
 	m.sink = filesync.NewSink(fileTrees(m.container), filesync.Limits{}, m.log)
