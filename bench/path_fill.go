@@ -58,16 +58,29 @@ func fill(credentials string) error {
 			break
 		}
 		for ; err == nil && count < wanted; count++ {
-			_, err = d.CreatePod(ctx, pod.Spec{Name: fmt.Sprintf("fill-%d", count), Image: "host", Command: []string{"true"}}, absentHost.Name)
-			if errors.Is(err, pod.ErrExists) {
-				err = nil // made by an attempt that seemed to have failed
-			}
+			err = fillOne(ctx, d, fmt.Sprintf("fill-%d", count))
 		}
 		if err == nil {
 			_, err = fmt.Println("ok")
 		}
 	}
 	return errors.Join(err, lines.Err(), registration.Close(), d.Close())
+}
+
+// fillOne makes one record. Ten thousand writes in a row may wait for a disk now
+// and then for longer than a client of the directory does.
+func fillOne(ctx context.Context, d *daemon.Directory, name string) (err error) {
+	const tries = 5
+	for range tries {
+		_, err = d.CreatePod(ctx, pod.Spec{Name: name, Image: "host", Command: []string{"true"}}, absentHost.Name)
+		if errors.Is(err, pod.ErrExists) {
+			return nil // made by an attempt that seemed to have failed
+		}
+		if !errors.Is(err, pod.ErrUnavailable) {
+			break
+		}
+	}
+	return err
 }
 
 // filler is a running filler.
