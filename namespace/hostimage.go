@@ -301,6 +301,14 @@ func upperChild(parent *os.File, name, lower string) (*os.File, error) {
 	}
 	var st unix.Stat_t
 	err = unix.Lstat(lower, &st)
+	if err == unix.ENOENT || err == unix.ENOTDIR {
+		// The host has deleted it since, with whatever was to be hidden in it.
+		err = unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR)
+		if d.Close(); err == nil {
+			err = errNotLower
+		}
+		return nil, err
+	}
 	if err == nil {
 		err = unix.Fchown(int(d.Fd()), int(st.Uid), int(st.Gid))
 	}
