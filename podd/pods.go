@@ -292,6 +292,17 @@ func (d *Daemon) settledPod(ctx context.Context, name string) (*localPod, error)
 	case !record.Phase.Live():
 		return nil, fmt.Errorf("pod %s: %w: it is %s", name, pod.ErrPhase, record.Phase)
 	}
+	p, err := d.localPod(name)
+	if err == nil || record.Binding.Host != d.Name {
+		return p, err
+	}
+	// Its move here is committed, and it is about to be taken over: whoever has
+	// the claim does that.
+	release, err := d.claim(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	release()
 	return d.localPod(name)
 }
 
