@@ -94,8 +94,7 @@ func Run(ctx context.Context, config Config) error {
 		return err
 	}
 	d.Name = credentials.Identity().Name
-	log = log.With("host", d.Name)
-	d.log = log
+	d.log = log.With("host", d.Name)
 	d.checkMounts()
 	if err := d.mountImagesDir(); err != nil {
 		return err
@@ -103,12 +102,10 @@ func Run(ctx context.Context, config Config) error {
 	if err := d.removeSpools(); err != nil {
 		return err
 	}
-
-	group, ctx := errgroup.WithContext(ctx)
-	d.ctx = ctx
 	d.metrics = newMetrics(d)
-	if d.engine, d.engineErr = checkpoint.Open(checkpoint.Options{CRIUPath: s.CRIUPath, PageFilter: s.PageFilter, Log: log, Debug: s.LogLevel == "debug"}); d.engineErr != nil {
-		log.Warn("pods can't be moved from or to this host", "error", d.engineErr)
+	d.engine, d.engineErr = checkpoint.Open(checkpoint.Options{CRIUPath: s.CRIUPath, PageFilter: s.PageFilter, Log: d.log, Debug: s.LogLevel == "debug"})
+	if d.engineErr != nil {
+		d.log.Warn("pods can't be moved from or to this host", "error", d.engineErr)
 	}
 	// The sockets come first: two daemons in one place are noticed before
 	// anything is touched.
@@ -116,55 +113,74 @@ func Run(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
-	closeListeners := func() {
+	defer func() {
 		for _, l := range listeners {
-			l.Close()
+			l.Close() // most often closed already, by who served it
 		}
-	}
+	}()
+	return d.run(ctx, credentials, listeners)
+}
+
+// run is the daemon's life as a member of the cluster.
+func (d *Daemon) run(ctx context.Context, credentials *trust.Store, listeners []net.Listener) (err error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	group, ctx := errgroup.WithContext(ctx)
+	d.ctx = ctx
 	d.cluster, err = daemon.OpenCluster(ctx, daemon.ClusterOptions{
-		Store: credentials, StateDir: s.StateDir, Lifetime: s.lifetime, Log: log,
+		Store: credentials, StateDir: d.StateDir, Lifetime: d.lifetime, Log: d.log,
 		Directory: daemon.DirectoryOptions{
-			Address: s.Directory, CA: s.DirectoryCA, Certificate: s.DirectoryCert, Key: s.DirectoryKey,
-			StateDir: s.StateDir, Listen: netip.AddrPortFrom(s.physical, directory.DefaultPort), Name: d.Name, Log: log,
+			Address: d.Directory, CA: d.DirectoryCA, Certificate: d.DirectoryCert, Key: d.DirectoryKey,
+			StateDir: d.StateDir, Listen: netip.AddrPortFrom(d.physical, directory.DefaultPort), Name: d.Name, Log: d.log,
 		},
 	})
 	if err != nil {
-		closeListeners()
 		return err
 	}
 	d.dir = d.cluster.Directory
 	defer func() {
 		if err := d.cluster.Close(); err != nil {
-			log.Warn("closing the directory failed", "error", err)
+			d.log.Warn("closing the directory failed", "error", err)
 		}
 	}()
+	registration, err := d.start(ctx, group, listeners)
+	if err != nil {
+		stop()
+	}
+	// Whatever was begun ends before what it uses is closed.
+	err = errors.Join(err, group.Wait())
+	d.tasks.Wait()
+	if registration != nil {
+		err = errors.Join(err, registration.Close())
+	}
+	return errors.Join(err, d.closeNetwork())
+}
+
+// start recovers what an earlier podd has left, and serves. What it begins is
+// the group's, or the daemon's tasks; the registration is the caller's to close,
+// beside an error too.
+func (d *Daemon) start(ctx context.Context, group *errgroup.Group, listeners []net.Listener) (registration *directory.Registration, err error) {
 	revocations := make(chan struct{})
 	group.Go(func() error { return d.cluster.Run(ctx, func() { close(revocations) }) })
-	if d.images, err = image.Open(image.Options{Dir: filepath.Join(s.StateDir, "images"), Log: log, InUse: d.imagesInUse}); err != nil {
-		closeListeners()
-		return err
+	if d.images, err = image.Open(image.Options{Dir: filepath.Join(d.StateDir, "images"), Log: d.log, InUse: d.imagesInUse}); err != nil {
+		return nil, err
 	}
 	d.runtime, err = namespace.Open(namespace.Options{
-		StateDir: s.StateDir, RunDir: s.RunDir, CgroupParent: s.CgroupParent, InitPath: s.InitPath, Images: d.images, Log: log,
+		StateDir: d.StateDir, RunDir: d.RunDir, CgroupParent: d.CgroupParent, InitPath: d.InitPath, Images: d.images, Log: d.log,
 	})
 	if err != nil {
-		closeListeners()
-		return err
+		return nil, err
 	}
 	// A podd that bears another one's name must not get to judge its pods.
-	registration, err := d.register(ctx)
-	if err != nil {
-		closeListeners()
-		return err
+	if registration, err = d.register(ctx); err != nil {
+		return nil, err
 	}
 	d.background(d.tellRevoked)
 	if err := d.recover(ctx); err != nil {
-		closeListeners()
-		return errors.Join(err, registration.Close())
+		return registration, err
 	}
-
 	handler := d.handler()
-	relayed := daemon.NewHandedListener(net.TCPAddrFromAddrPort(s.listen))
+	relayed := daemon.NewHandedListener(net.TCPAddrFromAddrPort(d.settings.listen))
 	group.Go(func() error {
 		d.fetchRelayed(ctx, relayed)
 		return nil
@@ -180,12 +196,10 @@ func Run(ctx context.Context, config Config) error {
 		})
 	}
 	if _, err := systemd.SdNotify(false, systemd.SdNotifyReady); err != nil {
-		log.Warn("telling systemd that podd is ready failed", "error", err)
+		d.log.Warn("telling systemd that podd is ready failed", "error", err)
 	}
-	log.Info("podd is ready", "address", s.physical, "listen", s.listen, "socket", d.socketPath(), "pods", len(d.pods))
-	err = group.Wait()
-	d.tasks.Wait()
-	return errors.Join(err, registration.Close(), d.closeNetwork())
+	d.log.Info("podd is ready", "address", d.physical, "listen", d.settings.listen, "socket", d.socketPath(), "pods", len(d.pods))
+	return registration, nil
 }
 
 func (d *Daemon) socketPath() string { return filepath.Join(d.RunDir, "podd.sock") }
