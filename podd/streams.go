@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync"
 
 	"connectrpc.com/connect"
 
@@ -152,6 +153,9 @@ func (s *podService) Attach(ctx context.Context, stream *connect.BidiStream[podd
 
 	follow, interrupt := context.WithCancelCause(ctx)
 	defer interrupt(nil)
+	// What a command answers comes after the position that is read from, which is
+	// the first thing that Logs emits.
+	beginInput := func() {}
 	if session != nil {
 		defer session.Close()
 		if w := start.GetWindow(); w != nil {
@@ -159,7 +163,7 @@ func (s *podService) Attach(ctx context.Context, stream *connect.BidiStream[podd
 				return err
 			}
 		}
-		go passInput(session, func() (input, error) { return stream.Receive() })
+		beginInput = sync.OnceFunc(func() { go passInput(session, func() (input, error) { return stream.Receive() }) })
 		reader := make(chan struct{})
 		go func() {
 			defer close(reader)
@@ -172,6 +176,7 @@ func (s *podService) Attach(ctx context.Context, stream *connect.BidiStream[podd
 	}
 	options := namespace.LogOptions{From: positionFromProto(start.GetFrom()), Follow: true}
 	err = container.Logs(follow, options, func(o namespace.Output) error {
+		beginInput()
 		response := &poddv1.AttachResponse{Position: positionToProto(o.Position)}
 		switch {
 		case o.Stdout != nil:
