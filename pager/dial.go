@@ -17,7 +17,7 @@ import (
 const (
 	dialTimeout = 5 * time.Second
 	// silenceLimit is how long the source may take to confirm what the kernel has
-	// sent it, or that it is there.
+	// sent it, or that it is there, and to say something while a fault waits.
 	silenceLimit = 10 * time.Second
 )
 

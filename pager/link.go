@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -163,7 +164,7 @@ func (l *link) connect(ctx context.Context) (talked bool, err error) {
 	if err := l.meta.change(func(m *meta) { m.Hello = true }); err != nil {
 		return false, err
 	}
-	s := &sender{link: l, w: pagesync.NewWriter(conn), acks: make(chan uint64, 256), ended: make(chan struct{}), again: again}
+	s := &sender{link: l, conn: conn, w: pagesync.NewWriter(conn), acks: make(chan uint64, 256), ended: make(chan struct{}), again: again}
 	if err := s.hello(); err != nil {
 		return false, err
 	}
@@ -191,10 +192,12 @@ func (l *link) receive(r *pagesync.Reader, s *sender) error {
 	}
 	for first := true; ; first = false {
 		f, err := r.Next()
-		if err == io.EOF {
+		switch {
+		case err == io.EOF:
 			return errors.New("the source has closed the connection")
-		}
-		if err != nil {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return fmt.Errorf("the source has not said anything for %v", silenceLimit)
+		case err != nil:
 			return err
 		}
 		if first && l.meta.get().Running {
@@ -223,6 +226,9 @@ func (l *link) receive(r *pagesync.Reader, s *sender) error {
 			s.done.Store(true)
 		default:
 			return fmt.Errorf("%w: it sent %v", errSource, f.Kind)
+		}
+		if err := s.watch(true); err != nil {
+			return err
 		}
 		if l.content.isFinal() {
 			l.arrived()

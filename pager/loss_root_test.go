@@ -348,6 +348,22 @@ func TestCut(t *testing.T) {
 	w.finish(t, p)
 }
 
+// TestSourceHangs: the source's kernel keeps the connection, and nobody answers.
+func TestSourceHangs(t *testing.T) {
+	w := newWorld(t, newSeed(t), 1, podOptions{regions: 2, pages: 300, ops: 500})
+	w.source.deaf = w.all
+	p := startPager(t, w.o)
+	w.commit(t, p)
+	eventually(t, "the pod is frozen", func() bool { return frozen(t, w.group) })
+	eventually(t, "that is known", func() bool {
+		s := p.Status()
+		return s.State == StateStalled && strings.Contains(s.Cause, stalledCause)
+	})
+	w.release()
+	eventually(t, "the pod is thawed", func() bool { return !frozen(t, w.group) })
+	w.finish(t, p)
+}
+
 // TestCutWithoutFreezer: who needs what is missing waits all the same.
 func TestCutWithoutFreezer(t *testing.T) {
 	w := newWorld(t, newSeed(t), 1, podOptions{regions: 2, pages: 300, ops: 500})

@@ -1,7 +1,10 @@
 package pager
 
 import (
+	"net"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"podd/pagesync"
 )
@@ -9,6 +12,7 @@ import (
 // sender says what the pager has to say on one connection.
 type sender struct {
 	link  *link
+	conn  net.Conn
 	w     *pagesync.Writer
 	acks  chan uint64
 	ended chan struct{}
@@ -20,6 +24,9 @@ type sender struct {
 	region      int
 	outstanding []arrival
 	acked       bool // Done
+
+	watching sync.Mutex // guards the next one
+	waiting  bool       // a fault waits, and the source has a deadline
 }
 
 func (s *sender) hello() error {
@@ -54,6 +61,9 @@ func (s *sender) run() error {
 				return err
 			}
 		case <-s.link.wake:
+			if err := s.watch(false); err != nil {
+				return err
+			}
 			if err := s.ask(); err != nil {
 				return err
 			}
@@ -62,6 +72,24 @@ func (s *sender) run() error {
 			return err
 		}
 	}
+}
+
+// watch gives the source silenceLimit to say something of the memory while a
+// fault waits for it: a podd that hangs is not noticed by the connection, which
+// its kernel keeps alive. heard says that it has just said something.
+func (s *sender) watch(heard bool) error {
+	s.watching.Lock()
+	defer s.watching.Unlock()
+	waited := s.waiting
+	s.waiting = s.link.content.faultsWait()
+	if s.waiting == waited && !(heard && waited) {
+		return nil
+	}
+	var deadline time.Time
+	if s.waiting {
+		deadline = time.Now().Add(silenceLimit)
+	}
+	return s.conn.SetReadDeadline(deadline)
 }
 
 // ask asks for what faults wait for, and for the rest where it does not come by

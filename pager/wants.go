@@ -15,6 +15,13 @@ func (c *content) ask(slot uint64) bool {
 	return true
 }
 
+// faultsWait reports whether a fault waits for a page that the source has to say.
+func (c *content) faultsWait() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.asked) > 0
+}
+
 // askAgain makes all that faults wait for unasked: there is a new connection.
 func (c *content) askAgain() {
 	c.mu.Lock()
