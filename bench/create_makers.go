@@ -10,12 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"podd/bench/peer"
 	"podd/lab"
 )
 
@@ -187,8 +189,9 @@ func (m *podmanMaker) prepare(ctx context.Context, _ string, _ uint16) error {
 }
 
 func (m *podmanMaker) run(ctx context.Context, id string, port uint16) error {
-	return quiet(m.command(ctx, "run", "--detach", "--name", id, "--network", "ns:"+m.lab.Namespace(createHost),
-		"--cgroup-parent", "/"+peerCgroup, "--log-driver", "none", podmanImage, "/traffic", strconv.Itoa(int(port))))
+	return quiet(m.command(ctx, slices.Concat(
+		[]string{"run", "--detach", "--name", id, "--network", "ns:" + m.lab.Namespace(createHost), "--cgroup-parent", "/" + peerCgroup, "--log-driver", "none"},
+		peer.PodmanLimits, []string{podmanImage, "/traffic", strconv.Itoa(int(port))})...))
 }
 
 func (m *podmanMaker) address(_ context.Context, _ string, port uint16) (netip.AddrPort, error) {

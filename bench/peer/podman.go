@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -57,6 +58,10 @@ func (p *Podman) use(side int) error {
 	return nil
 }
 
+// PodmanLimits are options of podman run: the limits that it sets by itself are
+// higher than some machines let root go.
+var PodmanLimits = []string{"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"}
+
 // Start runs the container on the first host.
 func (p *Podman) Start(ctx context.Context) error {
 	p.side = 0
@@ -69,9 +74,7 @@ func (p *Podman) Start(ctx context.Context) error {
 	return run(ctx, p.command(0, append([]string{
 		"run", "--detach", "--name", p.Container.Name, "--network", "ns:" + p.network(), "--cgroup-parent", "/podd-lab-bench-" + p.Container.Name,
 		"--log-driver", "none",
-		// Those that podman sets by itself are higher than some machines let root go.
-		"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096", image,
-	}, p.Container.Args...)...)...)
+	}, slices.Concat(PodmanLimits, []string{image}, p.Container.Args)...)...)...)
 }
 
 // load gives both hosts the same image of the root file system, if they have
