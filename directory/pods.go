@@ -26,7 +26,7 @@ func (d *Directory) CreatePod(ctx context.Context, spec pod.Spec, host string) (
 	}
 	defer unlock()
 
-	var tried attempts[pod.Pod]
+	var tried attempts
 	var mine *pod.Pod
 	key := podPrefix + spec.Name
 	err = d.retry(ctx, "creating pod "+spec.Name, func(ctx context.Context) error {
@@ -34,13 +34,12 @@ func (d *Directory) CreatePod(ctx context.Context, spec pod.Spec, host string) (
 		if err != nil {
 			return err
 		}
-		if kvs[0] != nil {
-			if mine = tried.stored(kvs[0]); mine == nil {
-				return fmt.Errorf("pod %q %w", spec.Name, pod.ErrExists)
-			}
+		if mine = tried.stored(kvs[0]); mine != nil {
 			return nil
 		}
 		switch {
+		case kvs[0] != nil:
+			return fmt.Errorf("pod %q %w", spec.Name, pod.ErrExists)
 		case kvs[1] == nil:
 			return errNoCluster
 		case kvs[3] == nil:
@@ -69,7 +68,7 @@ func (d *Directory) CreatePod(ctx context.Context, spec pod.Spec, host string) (
 			return err
 		}
 		public, virtual := cluster.addresses(offset)
-		mine = tried.try(&pod.Pod{
+		mine = &pod.Pod{
 			Spec: spec,
 			Binding: pod.Binding{
 				Virtual: virtual, Public: public,
@@ -78,7 +77,8 @@ func (d *Directory) CreatePod(ctx context.Context, spec pod.Spec, host string) (
 			},
 			Phase:     pod.PhaseCreating,
 			CreatedAt: time.Now().UTC(),
-		})
+		}
+		tried = append(tried, mine)
 		return d.write(ctx,
 			[]clientv3.Cmp{unchanged(key, nil), unchanged(allocatorKey, kvs[2]), exists(hostAlive + host)},
 			put(key, mine),

@@ -48,7 +48,7 @@ func (d *Directory) RestorePod(ctx context.Context, r Restored, host string) (*p
 		return nil, fmt.Errorf("%w: the pod's address %s is none of this cluster's %s", pod.ErrInvalid, r.Virtual, cluster.Virtual)
 	}
 	offset := offsetOf(cluster.Virtual, r.Virtual)
-	var tried attempts[pod.Pod]
+	var tried attempts
 	var mine *pod.Pod
 	key, addressKey := podPrefix+r.Spec.Name, fmt.Sprintf(addressKeyForm, offset)
 	err = d.retry(ctx, "restoring pod "+r.Spec.Name, func(ctx context.Context) error {
@@ -56,10 +56,8 @@ func (d *Directory) RestorePod(ctx context.Context, r Restored, host string) (*p
 		if err != nil {
 			return err
 		}
-		if kvs[0] != nil {
-			if mine = tried.stored(kvs[0]); mine != nil {
-				return nil
-			}
+		if mine = tried.stored(kvs[0]); mine != nil {
+			return nil
 		}
 		switch {
 		case kvs[3] == nil:
@@ -87,10 +85,11 @@ func (d *Directory) RestorePod(ctx context.Context, r Restored, host string) (*p
 			return err
 		}
 		public, virtual := cluster.addresses(offset)
-		mine = tried.try(r.record(ended))
+		mine = r.record(ended)
 		mine.Binding = pod.Binding{
 			Virtual: virtual, Public: public, Host: host, Physical: h.Physical, Label: label, Epoch: mine.TriedEpoch,
 		}
+		tried = append(tried, mine)
 		return d.write(ctx,
 			[]clientv3.Cmp{unchanged(key, kvs[0]), unchanged(addressKey, kvs[1]), unchanged(allocatorKey, kvs[2]), exists(hostAlive + host)},
 			put(key, mine), put(allocatorKey, a), clientv3.OpPut(addressKey, r.Spec.Name))

@@ -111,22 +111,20 @@ func unchanged(key string, kv *mvccpb.KeyValue) clientv3.Cmp {
 	return clientv3.Compare(clientv3.ModRevision(key), "=", revision)
 }
 
-// attempts are the records that the tries of one operation have sent. Each is
-// to be kept: a try whose reply was lost may take effect only after the next one
-// has read, which then loses the race against the operation's own record.
-type attempts[T any] []*T
+// attempts are the records of a pod that the tries of one operation have sent.
+// Each is to be kept: a try whose reply was lost may take effect only after the
+// next one has read, which then loses the race against the operation's own record.
+type attempts []*pod.Pod
 
-// try keeps v, which is about to be sent.
-func (a *attempts[T]) try(v *T) *T {
-	*a = append(*a, v)
-	return v
-}
-
-// stored is the try that kv holds, nil if it holds somebody else's record.
-func (a attempts[T]) stored(kv *mvccpb.KeyValue) *T {
-	for _, v := range a {
-		if bytes.Equal(kv.Value, encode(v)) {
-			return v
+// stored is the try that kv holds; nil if it holds somebody else's record or is
+// absent.
+func (a attempts) stored(kv *mvccpb.KeyValue) *pod.Pod {
+	if kv == nil {
+		return nil
+	}
+	for _, p := range a {
+		if bytes.Equal(kv.Value, encode(p)) {
+			return p
 		}
 	}
 	return nil
