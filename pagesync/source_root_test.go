@@ -105,6 +105,12 @@ func TestSlowLink(t *testing.T) {
 	if stats.Sent > stats.Scanned*2/3 {
 		t.Errorf("%d bytes were sent of %d", stats.Sent, stats.Scanned)
 	}
+	s.finish(t, init)
+}
+
+// finish freezes the pod and sends the rest, and then all must have crossed.
+func (s *session) finish(t *testing.T, init int) {
+	t.Helper()
 	stop(t, init)
 	left, err := s.source.Freeze(t.Context())
 	must(t, err)
@@ -132,13 +138,7 @@ func TestCancel(t *testing.T) {
 	if first.Sent == 0 || second.Scanned < 32<<20 || second.Changed >= second.Scanned {
 		t.Errorf("first %+v, then %+v", first, second)
 	}
-	stop(t, init)
-	left, err := s.source.Freeze(t.Context())
-	must(t, err)
-	_, err = s.source.Finish(t.Context())
-	must(t, err)
-	must(t, <-s.ended)
-	s.requireSame(left)
+	s.finish(t, init)
 }
 
 // TestClose ends a pass and a Finish that wait for the pager.

@@ -204,26 +204,7 @@ func (d *Datapath) Resync() {
 // Hold, Release or Abort for a pod while Set runs is taken to be news that
 // state does not have, and wins.
 func (d *Datapath) Set(ctx context.Context, state State) error {
-	d.setting.Lock()
-	defer d.setting.Unlock()
-
-	d.mu.Lock()
-	began, stale := d.calls, d.stale
-	d.sets++
-	d.mu.Unlock()
-	if stale {
-		if err := d.synchronize(); err != nil {
-			return fmt.Errorf("setting datapath: %w", err)
-		}
-	}
-	err := d.setPaths(ctx, state.Hosts, state.Pods, began)
-	if ctx.Err() == nil {
-		err = errors.Join(err, d.removeUnwanted(began))
-	}
-	if err != nil {
-		d.Resync()
-	}
-	return err
+	return d.set(ctx, state.Hosts, state.Pods, d.synchronize, d.removeUnwanted)
 }
 
 // Update makes a change of what the last Set and the Updates since have made of
@@ -231,6 +212,14 @@ func (d *Datapath) Set(ctx context.Context, state State) error {
 // pods. All else is as with Set. The error wraps ErrStale when nothing is done
 // and a Set is needed, as it is after any error.
 func (d *Datapath) Update(ctx context.Context, change Change) error {
+	return d.set(ctx, change.Hosts, change.Pods,
+		func() error { return ErrStale },
+		func(began uint64) error { return d.removeGone(change.Gone, began) })
+}
+
+// set sets paths and then removes others. renew is asked for when what is known
+// of the kernel is stale; its error is the end.
+func (d *Datapath) set(ctx context.Context, hosts []netip.Addr, pods []PodPath, renew func() error, remove func(began uint64) error) error {
 	d.setting.Lock()
 	defer d.setting.Unlock()
 
@@ -239,11 +228,13 @@ func (d *Datapath) Update(ctx context.Context, change Change) error {
 	d.sets++
 	d.mu.Unlock()
 	if stale {
-		return fmt.Errorf("changing datapath: %w", ErrStale)
+		if err := renew(); err != nil {
+			return fmt.Errorf("setting datapath: %w", err)
+		}
 	}
-	err := d.setPaths(ctx, change.Hosts, change.Pods, began)
+	err := d.setPaths(ctx, hosts, pods, began)
 	if ctx.Err() == nil {
-		err = errors.Join(err, d.removeGone(change.Gone, began))
+		err = errors.Join(err, remove(began))
 	}
 	if err != nil {
 		d.Resync()
