@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podd/fault/recovery"
+	"podd/pod"
 )
 
 // TestPartitions makes two of those who take part in a move lose each other, and
@@ -34,7 +35,7 @@ func TestPartitions(t *testing.T) {
 			resume(t, nodeOf(c.Point()))
 			pass(c.Lasts)
 			heal()
-			s.requireTold(s.requireOutcome(c.Outcome).Host)
+			s.requireTold(s.requireOutcome(c.By(pod.Strategy(*strategyFlag))).Host)
 		})
 	}
 	for _, moment := range sample(slices.Clone(recovery.PartitionMoments), 1) {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"podd/pod"
 )
 
 // Pair is two who lose each other, and nobody else.
@@ -43,6 +45,20 @@ func (p Partition) Point() string {
 		return p.Moment.target
 	}
 	return p.Moment.source
+}
+
+// By is the outcome if the move carries memory by a strategy: by checkpoint-server
+// source and target have no link but those to podproxy.
+func (p Partition) By(strategy pod.Strategy) Outcome {
+	if strategy == pod.StrategyCheckpointServer && p.Lasts == Long {
+		switch p.Pair {
+		case Pair{Source, Target}:
+			return Goes
+		case Pair{Source, Proxy}, Pair{Target, Proxy}:
+			return longPartitions[Pair{Source, Target}].outcomes[p.Moment.Name]
+		}
+	}
+	return p.Outcome
 }
 
 // Partitions lists every cell. A short disturbance changes nothing.

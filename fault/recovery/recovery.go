@@ -103,13 +103,30 @@ type Cell struct {
 
 func (c Cell) String() string { return fmt.Sprintf("%s: %s %s", c.Moment.Name, c.Victim, c.Fault) }
 
-// By is the outcome if the move carries memory by a strategy: a restore by post-copy
-// may need the source, which is cut off, or has sent enough before.
+// By is the outcome if the move carries memory by a strategy. A restore by post-copy
+// may need the source, which is cut off, or has sent enough before. By checkpoint-server
+// the two hosts lose each other with podproxy, unless it only stands still.
 func (c Cell) By(strategy pod.Strategy) Outcome {
-	if strategy == pod.StrategyPostCopy && c.Victim == Source && c.Fault == Cut && c.Moment.Name == "restore asked for" {
+	switch {
+	case c.Moment.Strategy != "":
+		return c.Outcome
+	case strategy == pod.StrategyPostCopy && c.Victim == Source && c.Fault == Cut && c.Moment.Name == "restore asked for":
 		return Either
+	case strategy == pod.StrategyCheckpointServer && c.Victim == Proxy && (c.Fault == Kill || c.Fault == Cut):
+		return c.Moment.disconnected()
 	}
 	return c.Outcome
+}
+
+// disconnected is the outcome if the connection of source and target ends at the moment.
+func (m Moment) disconnected() Outcome {
+	switch m.Name {
+	case "restore asked for", "commit":
+		return Either // the source aborts while the target commits
+	case "committed", "release", "memory":
+		return Goes
+	}
+	return Stays
 }
 
 // Cells lists every cell: all moments, victims and faults with one another.
