@@ -52,7 +52,13 @@ test-root *packages: podinit
 test-e2e *args: build
     go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 60m -exec '{{sudo}}' ./e2e/... {{args}}
 
-# Every fault at every stage of a move, every partition (test-e2e has a sample)
+# The end-to-end tests with memory carried by one strategy after the other: -run NAME takes some
+strategies *args: build
+    failed=; for strategy in stop-copy pre-copy post-copy checkpoint-server; do \
+        go test -tags '{{tags}},e2e' -count 1 -timeout 60m -exec '{{sudo}}' ./e2e -strategy "$strategy" {{args}} || failed+=" $strategy"; \
+    done; test -z "$failed" || { echo "failed:$failed" >&2; exit 1; }
+
+# Every fault at every stage of a move, every partition (test-e2e has a sample); -strategy NAME takes another
 faults *args: build
     go test -tags '{{tags}},faults' ./fault
     go test -tags '{{tags}},e2e' -p 1 -count 1 -timeout 120m -exec '{{sudo}}' \
