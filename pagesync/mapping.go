@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -25,49 +23,16 @@ const (
 	maxMapping = 64 << 30
 )
 
-// mapping is one line of /proc/PID/maps or smaps.
-type mapping struct {
-	span
-	perms string // "rw-p"
-	inode uint64
-	name  string
-}
+// mapping is one line of /proc/PID/smaps.
+type mapping struct{ procfs.Mapping }
 
-// parseMapping parses a line of /proc/PID/maps (proc_pid_maps(5)):
-//
-//	7f0e4c000000-7f0e4c021000 rw-p 00000000 00:00 0     [heap]
-//
-// ok is false for any other line, as smaps has.
-func parseMapping(line []byte) (m mapping, ok bool) {
-	addresses, rest, ok := bytes.Cut(line, []byte(" "))
-	if !ok {
-		return m, false
-	}
-	start, end, ok := bytes.Cut(addresses, []byte("-"))
-	if !ok {
-		return m, false
-	}
-	var err1, err2, err3 error
-	m.start, err1 = strconv.ParseUint(string(start), 16, 64)
-	m.end, err2 = strconv.ParseUint(string(end), 16, 64)
-	perms, rest, ok1 := bytes.Cut(rest, []byte(" "))
-	_, rest, ok2 := bytes.Cut(rest, []byte(" ")) // offset
-	_, rest, ok3 := bytes.Cut(rest, []byte(" ")) // device
-	inode, name, _ := bytes.Cut(rest, []byte(" "))
-	m.inode, err3 = strconv.ParseUint(string(inode), 10, 64)
-	if err1 != nil || err2 != nil || err3 != nil || !ok1 || !ok2 || !ok3 || len(perms) != 4 {
-		return m, false
-	}
-	m.perms = string(perms)
-	m.name = string(bytes.TrimLeft(name, " "))
-	return m, true
-}
+func (m mapping) bytes() int64 { return int64(m.End - m.Start) }
 
 // anonymous reports whether the mapping is private anonymous memory that can be
 // written and not executed, by what maps shows.
 func (m mapping) anonymous() bool {
-	return m.perms == "rw-p" && m.inode == 0 &&
-		(m.name == "" || m.name == "[heap]" || strings.HasPrefix(m.name, "[anon:"))
+	return m.Readable && m.Writable && !m.Executable && !m.Shared && m.Inode == 0 &&
+		(m.Name == "" || m.Name == "[heap]" || strings.HasPrefix(m.Name, "[anon:"))
 }
 
 // carriedFlags are the VmFlags of smaps (proc_pid_smaps(5)) that a mapping
@@ -126,11 +91,12 @@ func parseSmaps(r io.Reader) (spans []span, shared int64, err error) {
 			if m.carried(string(flags)) {
 				// The process may change its mappings while they are read, so
 				// that one comes after a part of itself.
+				s := span{m.Start, m.End}
 				if n := len(spans); n > 0 {
-					m.start = max(m.start, spans[n-1].end)
+					s.start = max(s.start, spans[n-1].end)
 				}
-				if !m.empty() {
-					spans = append(spans, m.span)
+				if !s.empty() {
+					spans = append(spans, s)
 					shared += (resident - proportional) << 10
 				}
 			}
@@ -141,11 +107,11 @@ func parseSmaps(r io.Reader) (spans []span, shared int64, err error) {
 			proportional = kibibytes(figure)
 		} else if len(line) > 0 && (line[0] < 'A' || line[0] > 'Z') {
 			// Lines of a mapping's figures begin with a capital letter.
-			next, ok := parseMapping(line)
+			next, ok := procfs.ParseMapping(line)
 			if !ok {
 				return nil, 0, fmt.Errorf("malformed line %q in smaps", line)
 			}
-			m = next
+			m.Mapping = next
 		}
 		if err == io.EOF {
 			return spans, shared, nil
@@ -162,81 +128,32 @@ func kibibytes(figure []byte) int64 {
 	return n
 }
 
-// The ioctl of /proc/PID/maps since Linux 6.11 (include/uapi/linux/fs.h).
-const (
-	procmapQuery = 0xc0686611 // _IOWR('f', 17, struct procmap_query)
-
-	procmapReadable = 1 << 0
-	procmapWritable = 1 << 1
-	procmapNext     = 1 << 4 // PROCMAP_QUERY_COVERING_OR_NEXT_VMA
-)
-
-// procmap is struct procmap_query.
-type procmap struct {
-	size, queryFlags, queryAddr                uint64
-	start, end, flags, pageSize, offset, inode uint64
-	devMajor, devMinor, nameSize, buildIDSize  uint32
-	nameAddr, buildIDAddr                      uint64
-}
-
 // stillCarried returns what is still the same kind of memory as in known,
 // ascending spans of carriedMappings, a moment before; where a mapping has
 // grown, its new part as well, for its flags are the same. It reads maps, which
 // costs less than smaps, and of it only what is asked for.
 func stillCarried(pid int, known []span) ([]span, error) {
-	name := fmt.Sprintf("/proc/%d/maps", pid)
-	fd, err := procfs.Open(name)
+	maps, err := procfs.OpenMaps(pid)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
+	defer maps.Close()
 	var spans []span
 	var reached uint64
 	for _, k := range known {
 		for at := max(k.start, reached); at < k.end; {
-			q := procmap{queryFlags: procmapNext, queryAddr: at}
-			q.size = uint64(unsafe.Sizeof(q))
-			_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), procmapQuery, uintptr(unsafe.Pointer(&q)))
-			switch errno {
-			case 0:
-			case unix.EINTR:
-				continue
-			case unix.ENOENT: // nothing at or above
-				return spans, nil
-			case unix.ESRCH:
-				return nil, unix.ESRCH
-			case unix.ENOTTY:
-				return stillCarriedByText(name, known)
-			default:
-				return nil, os.NewSyscallError("PROCMAP_QUERY", errno)
+			m, ok, err := maps.Next(at)
+			if err != nil {
+				return nil, err
 			}
-			if q.start >= k.end {
+			if !ok || m.Start >= k.end {
 				break
 			}
-			if q.flags == procmapReadable|procmapWritable && q.inode == 0 && q.pageSize == PageSize && q.end-q.start <= maxMapping {
-				spans = append(spans, span{q.start, q.end})
+			if (mapping{m}).anonymous() && m.End-m.Start <= maxMapping && (m.PageSize == 0 || m.PageSize == PageSize) {
+				spans = append(spans, span{m.Start, m.End})
 			}
-			at = q.end
-			reached = q.end
-		}
-	}
-	return spans, nil
-}
-
-// stillCarriedByText is stillCarried for kernels before 6.11.
-func stillCarriedByText(maps string, known []span) ([]span, error) {
-	b, err := os.ReadFile(maps)
-	if err != nil {
-		return nil, err
-	}
-	var spans []span
-	for line := range bytes.Lines(b) {
-		m, ok := parseMapping(bytes.TrimSuffix(line, []byte("\n")))
-		if !ok {
-			return nil, fmt.Errorf("malformed line %q in maps", line)
-		}
-		if m.anonymous() && m.bytes() <= maxMapping && slices.ContainsFunc(known, func(k span) bool { return !k.intersect(m.span).empty() }) {
-			spans = append(spans, m.span)
+			at = m.End
+			reached = m.End
 		}
 	}
 	return spans, nil

@@ -35,8 +35,8 @@ func requireAnonymous(t *testing.T, left []Left) {
 		must(t, err)
 		ok := false
 		for line := range strings.Lines(string(b)) {
-			m, parsed := parseMapping([]byte(strings.TrimSpace(line)))
-			ok = ok || parsed && m.anonymous() && m.start <= l.Start && l.End <= m.end
+			m, parsed := procfs.ParseMapping([]byte(strings.TrimSpace(line)))
+			ok = ok || parsed && (mapping{m}).anonymous() && m.Start <= l.Start && l.End <= m.End
 		}
 		if !ok {
 			t.Errorf("%d: %#x-%#x is to be left out, in\n%s", l.PID, l.Start, l.End, b)
