@@ -267,7 +267,7 @@ func takeOver(w http.ResponseWriter) (net.Conn, error) {
 }
 
 // carry copies both ways until either host ends the connection, or the daemon
-// does.
+// does, and closes both.
 func (s *relays) carry(re *relay, from, to net.Conn) {
 	log := s.log.With("move", re.Move, "from", re.From, "to", re.To)
 	log.Debug("a relay begins")
@@ -277,7 +277,14 @@ func (s *relays) carry(re *relay, from, to net.Conn) {
 		netconn.Unwrap(from).Close()
 		netconn.Unwrap(to).Close()
 	}
-	defer end()
+	defer func() {
+		end()
+		// What is above the socket lets go of its buffers, and is kept track of
+		// (daemon.Revocations) until it is closed, too. That its last words don't go
+		// is on purpose.
+		_ = from.Close()
+		_ = to.Close()
+	}()
 	defer context.AfterFunc(s.ctx, end)()
 	left := new(atomic.Int64)
 	left.Store(math.MaxInt64)
