@@ -171,6 +171,9 @@ func (p *testPod) move(target string) *receipt {
 	if m.Receipt == nil || m.State != pod.MoveDone {
 		p.t.Fatalf("moving pod %s to %s: the move is %q, its receipt %+v", p.name, target, m.State, m.Receipt)
 	}
+	if asked := pod.Strategy(*strategyFlag); asked != "" && asked != pod.StrategyAuto && m.Chosen != asked {
+		p.t.Errorf("pod %s was to move by %s, and did by %s: %s", p.name, asked, m.Chosen, m.Reason)
+	}
 	after := p.inspect()
 	if after.Host != target || after.Phase != pod.PhaseRunning || after.Epoch <= before.Epoch || after.Label == before.Label {
 		p.t.Errorf("after moving pod %s to %s it is %+v; before it was %+v", p.name, target, after, before)
