@@ -101,9 +101,17 @@ func (i inventory) beyond(before inventory) []string {
 		now, then := i[what], before[what]
 		if now.value > then.value+then.tolerance || now.value < then.value && then.tolerance == 0 {
 			line := fmt.Sprintf("  %s: %d, before %d", what, now.value, then.value)
+			// Two incarnations of a pod have the same names here.
+			more := map[string]int{}
 			for _, thing := range now.example {
-				if !slices.Contains(then.example, thing) {
-					line += "\n    + " + thing
+				more[thing]++
+			}
+			for _, thing := range then.example {
+				more[thing]--
+			}
+			for _, thing := range slices.Sorted(maps.Keys(more)) {
+				if more[thing] > 0 {
+					line += fmt.Sprintf("\n    + %s (%d)", thing, more[thing])
 				}
 			}
 			lines = append(lines, line)
