@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -22,52 +23,66 @@ import (
 
 // A program has private pages of its files: what the dynamic linker has put in order in
 // its libraries (RELRO), and their variables. Nobody can fill them in after a restore,
-// for there is no userfaultfd for mappings of files, so CRIU carries them: 160 MiB
+// for there is no userfaultfd for mappings of files, so they must be in the image: 160 MiB
 // for a desktop of 38 processes, nearly all of which never changes again. So they
-// are sent while the pod runs, and of those that CRIU dumps unchanged only the
-// addresses follow.
+// are sent while the pod runs; once it is frozen they are compared beside CRIU, which
+// leaves them out (compare.go), and of those that did not change only the addresses follow.
 
-// aheadPages knows what was sent ahead: a digest of each page, by its memory image and
-// address. What was sent is not kept.
+// aheadPages knows what was sent ahead. What was sent is not kept.
 type aheadPages struct {
-	digests map[pageOfImage]xxh3.Uint128
+	processes []*aheadProcess
 	// seed keeps anybody from making a page with the digest of another.
 	seed uint64
 	// bytes is how much was sent.
 	bytes int64
 }
 
-type pageOfImage struct{ image, addr uint64 }
+// aheadProcess is what is known of one process.
+type aheadProcess struct {
+	pid int
+	// image is that of its memory.
+	image uint64
+	// mappings are those of which all private pages were sent, ascending.
+	mappings []procfs.Mapping
+	// digests are those of pages, by address.
+	digests map[uint64]xxh3.Uint128
 
-func newAheadPages() *aheadPages {
-	return &aheadPages{digests: map[pageOfImage]xxh3.Uint128{}, seed: rand.Uint64()}
+	// compared is closed when runs, or err, is what the frozen process has.
+	compared chan struct{}
+	runs     []pageRun
+	err      error
+	// merged is set once the runs are in the page stream.
+	merged bool
 }
 
-// has reports whether the page was sent ahead with this content.
-func (a *aheadPages) has(image, addr uint64, content []byte) bool {
-	digest, sent := a.digests[pageOfImage{image, addr}]
+func newAheadPages() *aheadPages { return &aheadPages{seed: rand.Uint64()} }
+
+// has reports whether a page of the process was sent ahead with this content.
+func (a *aheadPages) has(p *aheadProcess, addr uint64, content []byte) bool {
+	digest, sent := p.digests[addr]
 	return sent && digest == xxh3.Hash128Seed(content, a.seed)
 }
 
-// run returns how many bytes at the beginning of content, pages of f, were all sent
-// ahead, or all not.
-func (a *aheadPages) run(f frame, content []byte) (n int, known bool) {
-	if a == nil || f.kind() != imageTask {
-		return len(content), false
+// process returns the process with that image; nil if there is none.
+func (a *aheadPages) process(image uint64) *aheadProcess {
+	if a == nil {
+		return nil
 	}
-	known = a.has(f.image, f.addr, content[:pageSize])
-	for n = pageSize; n < len(content); n += pageSize {
-		if a.has(f.image, f.addr+uint64(n), content[n:n+pageSize]) != known {
-			break
-		}
+	i := slices.IndexFunc(a.processes, func(p *aheadProcess) bool { return p.image == image })
+	if i < 0 {
+		return nil
 	}
-	return n, known
+	return a.processes[i]
 }
 
-// sendAhead sends the private pages of files of all processes of a cgroup that run. A
-// process that ends or changes meanwhile is none to wait for: what was not sent
-// comes with the dump.
-func sendAhead(ctx context.Context, w io.Writer, cgroup string) (*aheadPages, error) {
+// sendAhead sends the private pages of files of all processes of a pod that run; init is
+// its first process, in its cgroup are all. A process that ends or changes meanwhile is
+// none to wait for: what was not sent comes with the dump.
+func sendAhead(ctx context.Context, w io.Writer, init int, cgroup string) (*aheadPages, error) {
+	numbers, err := procfs.NamespacePIDs(init)
+	if err != nil {
+		return nil, fmt.Errorf("looking at the pod's init: %w", err)
+	}
 	list, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
 	if err != nil {
 		return nil, fmt.Errorf("listing processes whose pages are sent ahead: %w", err)
@@ -81,7 +96,7 @@ func sendAhead(ctx context.Context, w io.Writer, cgroup string) (*aheadPages, er
 		if err := ctx.Err(); err != nil {
 			return nil, context.Cause(ctx)
 		}
-		err = a.sendProcess(w, pid)
+		err = a.sendProcess(w, pid, len(numbers))
 		if errors.Is(err, errSendPages) {
 			return nil, err
 		}
@@ -89,54 +104,78 @@ func sendAhead(ctx context.Context, w io.Writer, cgroup string) (*aheadPages, er
 	return a, nil
 }
 
-// sendProcess sends the pages of one process. An error that is not errSendPages says that
-// no more of them can be had.
-func (a *aheadPages) sendProcess(w io.Writer, pid int) error {
-	pids, err := procfs.NamespacePIDs(pid)
-	if err != nil {
+// sendProcess sends the pages of one process, if it is in the pid namespace of that depth. An
+// error that is not errSendPages says that no more of them can be had.
+func (a *aheadPages) sendProcess(w io.Writer, pid, depth int) error {
+	numbers, err := procfs.NamespacePIDs(pid)
+	if err != nil || len(numbers) != depth {
 		return err
 	}
-	image := uint64(pids[len(pids)-1])<<8 | imageTask
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
 		return err
 	}
-	pagemap, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
+	pagemap, err := openPagemap(pid)
 	if err != nil {
 		return err
 	}
 	defer pagemap.Close()
+	p := &aheadProcess{
+		pid: pid, image: uint64(numbers[depth-1])<<8 | imageTask, digests: map[uint64]xxh3.Uint128{}, compared: make(chan struct{}),
+	}
+	a.processes = append(a.processes, p)
 	buf := make([]byte, pageBuffer)
 	var sent uint64
 	for line := range bytes.Lines(maps) {
-		start, end, ok := privateFileMapping(line)
+		m, ok := procfs.ParseMapping(bytes.TrimSuffix(line, []byte("\n")))
 		// The process may change its mappings while they are read.
-		if start = max(start, sent); !ok || start >= end {
+		if !ok || !sentAhead(m) || m.Start < sent {
 			continue
 		}
-		sent = end
-		runs, err := privatePages(pagemap, start, end)
+		sent = m.End
+		whole, err := a.sendMapping(w, p, pagemap, m, buf)
 		if err != nil {
 			return err
 		}
-		for _, r := range runs {
-			for at := r.start; at < r.end; {
-				n, err := readPages(pid, at, buf[:min(uint64(len(buf)), r.end-at)])
-				if err != nil || n == 0 {
-					break // it can't be read, or is gone
-				}
-				if err := a.send(w, image, at, buf[:n]); err != nil {
-					return err
-				}
-				at += uint64(n)
-			}
+		if whole {
+			m.Name = ""
+			p.mappings = append(p.mappings, m)
 		}
 	}
 	return nil
 }
 
-func (a *aheadPages) send(w io.Writer, image, addr uint64, content []byte) error {
-	f := frame{op: opAhead, flags: pagePresent, pages: uint64(len(content) / pageSize), addr: addr, image: image}
+// sentAhead reports whether the pages of such a mapping are sent ahead: it is private, of
+// a file, and can be read.
+func sentAhead(m procfs.Mapping) bool { return m.Readable && !m.Shared && m.Inode != 0 }
+
+// sendMapping sends the private pages of a mapping. whole is true if there are such, and
+// all were sent.
+func (a *aheadPages) sendMapping(w io.Writer, p *aheadProcess, pagemap *os.File, m procfs.Mapping, buf []byte) (whole bool, err error) {
+	runs, err := privatePages(pagemap, m.Start, m.End)
+	if err != nil {
+		return false, err
+	}
+	for _, r := range runs {
+		if r.categories&pageIsHuge != 0 {
+			return false, nil // CRIU knows what to do
+		}
+		for at := r.start; at < r.end; {
+			n, err := readPages(p.pid, at, buf[:min(uint64(len(buf)), r.end-at)])
+			if err != nil || n == 0 {
+				return false, nil // it can't be read, or is gone
+			}
+			if err := a.send(w, p, at, buf[:n]); err != nil {
+				return false, err
+			}
+			at += uint64(n)
+		}
+	}
+	return len(runs) > 0, nil
+}
+
+func (a *aheadPages) send(w io.Writer, p *aheadProcess, addr uint64, content []byte) error {
+	f := frame{op: opAhead, flags: pagePresent, pages: uint64(len(content) / pageSize), addr: addr, image: p.image}
 	if _, err := w.Write(f.append(make([]byte, 0, headerSize))); err != nil {
 		return passError(err)
 	}
@@ -144,39 +183,36 @@ func (a *aheadPages) send(w io.Writer, image, addr uint64, content []byte) error
 		return passError(err)
 	}
 	for at := 0; at < len(content); at += pageSize {
-		a.digests[pageOfImage{image, addr + uint64(at)}] = xxh3.Hash128Seed(content[at:at+pageSize], a.seed)
+		p.digests[addr+uint64(at)] = xxh3.Hash128Seed(content[at:at+pageSize], a.seed)
 	}
 	a.bytes += int64(len(content))
 	return nil
 }
 
-// privateFileMapping parses a line of maps (proc_pid_maps(5)). ok is true for a private,
-// readable mapping of a file.
-func privateFileMapping(line []byte) (start, end uint64, ok bool) {
-	fields := bytes.Fields(line)
-	if len(fields) < 6 || len(fields[1]) != 4 || fields[1][0] != 'r' || fields[1][3] != 'p' || fields[5][0] != '/' {
-		return 0, 0, false
-	}
-	first, last, _ := strings.Cut(string(fields[0]), "-")
-	start, err1 := strconv.ParseUint(first, 16, 64)
-	end, err2 := strconv.ParseUint(last, 16, 64)
-	return start, end, err1 == nil && err2 == nil
-}
-
 // pageRegion is struct page_region of include/uapi/linux/fs.h.
 type pageRegion struct{ start, end, categories uint64 }
 
-// privatePages returns where a mapping of a file has pages that are not the file's: those
-// that CRIU dumps.
+// Categories of pages (include/uapi/linux/fs.h).
+const (
+	pageIsFile    = 1 << 2
+	pageIsPresent = 1 << 3
+	pageIsSwapped = 1 << 4
+	pageIsZero    = 1 << 5
+	pageIsHuge    = 1 << 6
+)
+
+func openPagemap(pid int) (*os.File, error) { return os.Open(fmt.Sprintf("/proc/%d/pagemap", pid)) }
+
+// privatePages returns where a mapping of a file has pages that are not the file's. It asks
+// as CRIU does (pmc_fill in criu/pagemap-cache.c), so they are what CRIU would dump.
 func privatePages(pagemap *os.File, start, end uint64) ([]pageRegion, error) {
-	// Categories of include/uapi/linux/fs.h.
-	const isFile, isPresent, isSwapped = 1 << 2, 1 << 3, 1 << 4
 	vec := make([]pageRegion, 256)
 	var all []pageRegion
 	for start < end {
 		arg := pagemapScanArg{
 			start: start, end: end, vec: uintptr(unsafe.Pointer(&vec[0])), vecLen: uint64(len(vec)),
-			categoryInverted: isFile, categoryMask: isFile, categoryAnyOfMask: isPresent | isSwapped, returnMask: isPresent | isSwapped,
+			categoryInverted: pageIsFile | pageIsZero, categoryMask: pageIsFile | pageIsZero,
+			categoryAnyOfMask: pageIsPresent | pageIsSwapped, returnMask: pageIsPresent | pageIsSwapped | pageIsHuge,
 		}
 		arg.size = uint64(unsafe.Sizeof(arg))
 		n, _, errno := unix.Syscall(unix.SYS_IOCTL, pagemap.Fd(), pagemapScan, uintptr(unsafe.Pointer(&arg)))

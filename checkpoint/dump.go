@@ -105,8 +105,10 @@ type Dump struct {
 	initFD *os.File
 	// pages is our end of CRIU's page socket.
 	pages *net.UnixConn
-	// leftOut is shared with CRIU if there is a LeaveOut.
+	// leftOut is shared with CRIU if something may be left out.
 	leftOut *leftOutTable
+	// ahead is what was sent before the freeze; nil if nothing was.
+	ahead *aheadPages
 	// flags are those of the mappings of large processes, from just before.
 	flags map[int]mappingFlags
 
@@ -181,7 +183,7 @@ func (d *Dump) prepare(ctx context.Context) error {
 		d.pages = ours
 		wo.files = []*os.File{theirs}
 	}
-	if d.options.LeaveOut != nil {
+	if d.options.LeaveOut != nil || d.options.Ahead {
 		if d.leftOut, err = newLeftOutTable(); err != nil {
 			return err
 		}
@@ -235,11 +237,10 @@ func (d *Dump) Run(ctx context.Context) (*DumpResult, error) {
 	if err != nil {
 		return nil, d.fail(err)
 	}
-	ahead, err := d.sendAhead(ctx)
-	if err != nil {
+	if err := d.sendAhead(ctx); err != nil {
 		return nil, fmt.Errorf("dumping the pod: %w", d.fail(err))
 	}
-	pages := d.startPages(ctx, ahead)
+	pages := d.startPages(ctx)
 	result, err := d.run(ctx, opts, pages)
 	if err != nil {
 		err = d.fail(err)
@@ -290,11 +291,13 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 	result := new(DumpResult)
 	wait := ctx
 	leaving, cancel := context.WithCancel(ctx)
-	var left <-chan error // from LeaveOut
+	var left <-chan error // from leaveOut
+	var comparing sync.WaitGroup
 	defer func() {
 		if cancel(); left != nil {
 			<-left
 		}
+		comparing.Wait()
 	}()
 	for {
 		m, err := d.worker.receive(wait)
@@ -323,7 +326,7 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 				err = d.options.Hooks.Thaw()
 			}
 			if err == nil && !d.seizeRunning {
-				left = d.leaveOut(leaving)
+				left = d.leaveOut(leaving, &comparing)
 			}
 			if err == nil {
 				limited, cancel := context.WithTimeoutCause(ctx, seizeLimit, errSeize)
@@ -332,7 +335,7 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 			}
 		case "query-ext-files":
 			if d.seizeRunning {
-				left = d.leaveOut(leaving)
+				left = d.leaveOut(leaving, &comparing)
 			}
 			d.blocked = true
 			if err = d.options.Hooks.Block(); err != nil {
@@ -352,21 +355,31 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 	}
 }
 
-// leaveOut asks for the memory to leave out, and tells CRIU. An error, or nil, comes
-// before the channel is closed.
-func (d *Dump) leaveOut(ctx context.Context) <-chan error {
+// leaveOut tells CRIU what memory to leave out: what the caller carries, and what is compared
+// with pages sent ahead, which it begins with. An error, or nil, comes before the channel is closed.
+func (d *Dump) leaveOut(ctx context.Context, comparing *sync.WaitGroup) <-chan error {
 	done := make(chan error, 1)
 	go func() {
 		defer close(done)
 		if d.leftOut == nil {
 			return
 		}
-		ranges, err := d.options.LeaveOut(ctx)
-		if err == nil {
-			err = d.leftOut.set(ranges)
+		var carried, claimed []MemoryRange
+		var err error
+		if d.options.LeaveOut != nil {
+			carried, err = d.options.LeaveOut(ctx)
+		}
+		if err == nil && d.ahead != nil {
+			claimed, err = d.ahead.claim()
 		}
 		if err == nil {
-			d.describeMappings(ranges)
+			err = d.leftOut.set(carried, claimed)
+		}
+		if err == nil && d.ahead != nil {
+			comparing.Go(func() { d.ahead.compare(ctx) })
+		}
+		if err == nil {
+			d.describeMappings(carried)
 		}
 		if err != nil {
 			done <- fmt.Errorf("leaving memory out: %w", err)
@@ -456,9 +469,9 @@ func (d *Dump) checkLeftOut(result *DumpResult) error {
 	if d.leftOut == nil {
 		return nil
 	}
-	var given int64
-	if result.LeftOut, given = d.leftOut.cut(); result.LeftOut < given {
-		d.log.Warn("CRIU dumped memory that it need not have", "bytes", given-result.LeftOut, "filter", d.engine.pageFilter)
+	var dumped int64
+	if result.LeftOut, dumped = d.leftOut.cut(); dumped > 0 {
+		d.log.Warn("CRIU dumped memory that it need not have", "bytes", dumped, "filter", d.engine.pageFilter)
 	}
 	if result.LeftOut == 0 {
 		return nil

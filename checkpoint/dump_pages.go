@@ -7,21 +7,23 @@ import (
 )
 
 // sendAhead sends pages before the freeze, if that was asked for.
-func (d *Dump) sendAhead(ctx context.Context) (*aheadPages, error) {
-	if !d.options.Ahead || d.pages == nil || d.options.FreezeCgroup == "" || hasPagemapScan() != nil {
-		return nil, nil
+func (d *Dump) sendAhead(ctx context.Context) error {
+	// Without the library CRIU would dump them all the same.
+	if !d.options.Ahead || d.pages == nil || d.options.FreezeCgroup == "" || d.leftOut == nil || d.engine.CanLeaveOut() != nil {
+		return nil
 	}
 	defer context.AfterFunc(ctx, d.interruptPages)()
 	begin := time.Now()
 	out := bufio.NewWriterSize(d.options.Pages, pageBuffer)
-	a, err := sendAhead(ctx, out, d.options.FreezeCgroup)
+	var err error
+	d.ahead, err = sendAhead(ctx, out, d.options.PID, d.options.FreezeCgroup)
 	if err == nil {
 		err = passError(out.Flush())
 	}
 	if err == nil {
-		d.log.Debug("private pages of files are sent", "bytes", a.bytes, "duration", time.Since(begin))
+		d.log.Debug("private pages of files are sent", "bytes", d.ahead.bytes, "duration", time.Since(begin))
 	}
-	return a, err
+	return err
 }
 
 type pagesResult struct {
@@ -31,7 +33,7 @@ type pagesResult struct {
 
 // startPages serves CRIU's page socket until the end of the stream. The
 // result comes once; nil means that pages are not streamed.
-func (d *Dump) startPages(ctx context.Context, ahead *aheadPages) chan pagesResult {
+func (d *Dump) startPages(ctx context.Context) chan pagesResult {
 	if d.pages == nil {
 		return nil
 	}
@@ -45,7 +47,7 @@ func (d *Dump) startPages(ctx context.Context, ahead *aheadPages) chan pagesResu
 		defer stop()
 		// Closing makes CRIU fail, and so notice that we did.
 		defer d.pages.Close()
-		stats, err := servePages(d.pages, d.options.Pages, header, ahead)
+		stats, err := servePages(ctx, d.pages, d.options.Pages, header, d.ahead)
 		done <- pagesResult{stats, err}
 	}()
 	return done

@@ -40,8 +40,8 @@ const maxLeftOut = 1 << 16
 //	magic
 //	1 when the library has found the table
 //	number of ranges, number of texts
-//	maxLeftOut ranges, by pid and start: pid, start, end, and 1 when the
-//	    library has cut it from a question of CRIU's
+//	maxLeftOut ranges, by pid and start: pid, start, end, and flags: rangeCut when
+//	    the library has cut it from a question of CRIU's, rangeInImage
 //	maxTexts texts: pid, offset in the file, size, and 1 when CRIU has got it
 //	the texts themselves
 type leftOutTable struct {
@@ -53,6 +53,10 @@ type leftOutTable struct {
 
 const (
 	tableMagic = 0x31464c4444444f50
+	// rangeInImage is the flag of a range of which podd itself puts the pages into
+	// the image.
+	rangeCut, rangeInImage = 1, 2
+
 	// tableEntry is the size of a range and of a text, in bytes.
 	tableEntry = 32
 	maxTexts   = 1 << 10
@@ -90,12 +94,24 @@ func (t *leftOutTable) word(offset int) *uint64 {
 // attached reports whether the library is at work.
 func (t *leftOutTable) attached() bool { return atomic.LoadUint64(t.word(8)) == 1 }
 
-// set writes the ranges. CRIU must not have looked at the memory yet.
-func (t *leftOutTable) set(ranges []MemoryRange) error {
+// set writes the ranges that are in no image, and those that podd puts into the image. CRIU
+// must not have looked at the memory yet.
+func (t *leftOutTable) set(absent, inImage []MemoryRange) error {
+	type flagged struct {
+		MemoryRange
+		flags uint64
+	}
+	ranges := make([]flagged, 0, len(absent)+len(inImage))
+	for _, r := range absent {
+		ranges = append(ranges, flagged{r, 0})
+	}
+	for _, r := range inImage {
+		ranges = append(ranges, flagged{r, rangeInImage})
+	}
 	if len(ranges) > maxLeftOut {
 		return fmt.Errorf("%w: %d ranges of memory to leave out, at most %d are possible", ErrLimit, len(ranges), maxLeftOut)
 	}
-	ranges = slices.SortedFunc(slices.Values(ranges), func(a, b MemoryRange) int {
+	slices.SortFunc(ranges, func(a, b flagged) int {
 		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Start, b.Start))
 	})
 	b := t.mem[rangesAt:rangesAt]
@@ -104,7 +120,7 @@ func (t *leftOutTable) set(ranges []MemoryRange) error {
 			i > 0 && r.PID == ranges[i-1].PID && r.Start < ranges[i-1].End {
 			return fmt.Errorf("memory to leave out is malformed or there twice: %#x to %#x of process %d", r.Start, r.End, r.PID)
 		}
-		for _, n := range []uint64{uint64(r.PID), r.Start, r.End, 0} {
+		for _, n := range []uint64{uint64(r.PID), r.Start, r.End, r.flags} {
 			b = binary.NativeEndian.AppendUint64(b, n)
 		}
 	}
@@ -136,18 +152,20 @@ func (t *leftOutTable) textsRead() (n int) {
 	return n
 }
 
-// cut returns how many bytes of address space were left out, and how many had been
-// given to leave out.
-func (t *leftOutTable) cut() (left, given int64) {
+// cut returns how many bytes of address space were left out and are in no image, and how
+// many more were to be left out but were dumped.
+func (t *leftOutTable) cut() (absent, dumped int64) {
 	for i := range int(*t.word(16)) {
 		at := rangesAt + i*tableEntry
 		size := int64(*t.word(at + 16) - *t.word(at + 8))
-		given += size
-		if atomic.LoadUint64(t.word(at+24)) == 1 {
-			left += size
+		flags := atomic.LoadUint64(t.word(at + 24))
+		if flags&rangeCut == 0 {
+			dumped += size
+		} else if flags&rangeInImage == 0 {
+			absent += size
 		}
 	}
-	return left, given
+	return absent, dumped
 }
 
 func (t *leftOutTable) close() error {

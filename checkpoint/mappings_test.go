@@ -80,16 +80,21 @@ func TestLeftOutTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer table.close()
-	if err := table.set([]MemoryRange{{7, 0x3000, 0x5000}, {7, 0x1000, 0x2000}, {5, 0x9000, 0xa000}}); err != nil {
+	if err := table.set([]MemoryRange{{7, 0x3000, 0x5000}, {5, 0x9000, 0xa000}}, []MemoryRange{{7, 0x1000, 0x2000}}); err != nil {
 		t.Fatal(err)
 	}
 	number := func(at int) uint64 { return binary.NativeEndian.Uint64(table.mem[at:]) }
 	if number(16) != 3 || number(rangesAt) != 5 || number(rangesAt+tableEntry+8) != 0x1000 || number(rangesAt+2*tableEntry+16) != 0x5000 {
 		t.Errorf("the ranges are not in order: %x", table.mem[:rangesAt+3*tableEntry])
 	}
-	*table.word(rangesAt + 2*tableEntry + 24) = 1
-	if left, given := table.cut(); left != 0x2000 || given != 0x4000 {
-		t.Errorf("%#x of %#x bytes left out", left, given)
+	for i := range 3 {
+		if absent, dumped := table.cut(); absent != int64([]int{0, 0x1000, 0x1000}[i]) || dumped != int64([]int{0x4000, 0x3000, 0x2000}[i]) {
+			t.Errorf("with %d ranges cut %#x bytes are in no image, %#x were dumped", i, absent, dumped)
+		}
+		*table.word(rangesAt + i*tableEntry + 24) |= rangeCut
+	}
+	if absent, dumped := table.cut(); absent != 0x3000 || dumped != 0 {
+		t.Errorf("%#x bytes are in no image, %#x were dumped", absent, dumped)
 	}
 	table.setText(7, []byte("one\n"))
 	table.setText(5, make([]byte, tableSize))
@@ -101,11 +106,11 @@ func TestLeftOutTable(t *testing.T) {
 		"no process": {{0, 0x1000, 0x2000}}, "empty": {{1, 0x1000, 0x1000}}, "backwards": {{1, 0x2000, 0x1000}},
 		"not pages": {{1, 0x1001, 0x2000}}, "overlap": {{1, 0x1000, 0x3000}, {1, 0x2000, 0x4000}},
 	} {
-		if err := table.set(ranges); err == nil {
+		if err := table.set(ranges, nil); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
-	if err := table.set(make([]MemoryRange, maxLeftOut+1)); !errors.Is(err, ErrLimit) {
+	if err := table.set(make([]MemoryRange, maxLeftOut), make([]MemoryRange, 1)); !errors.Is(err, ErrLimit) {
 		t.Errorf("error is %v", err)
 	}
 }

@@ -86,7 +86,7 @@ func TestServePages(t *testing.T) {
 			header = headerSizeOld
 		}
 		go func() {
-			stats, err := servePages(ours, &stream, header, nil)
+			stats, err := servePages(t.Context(), ours, &stream, header, nil)
 			done <- result{stats, err}
 		}()
 		c := criuClient{t, theirs, old}
@@ -125,7 +125,7 @@ func TestServePagesFails(t *testing.T) {
 		"target gone":       {frame{op: opEndForce}.append(nil), failingWriter{reason}, reason},
 		"unknown operation": {frame{op: 77}.append(nil), io.Discard, nil},
 	} {
-		_, err := servePages(&readOnly{bytes.NewReader(c.say)}, c.w, headerSize, nil)
+		_, err := servePages(t.Context(), &readOnly{bytes.NewReader(c.say)}, c.w, headerSize, nil)
 		if err == nil || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -310,47 +310,6 @@ func FuzzReceivePages(f *testing.F) {
 			t.Errorf("%d bytes written, error %v", size, err)
 		}
 	})
-}
-
-// TestPagesAhead sends pages ahead, of which CRIU then dumps some with another content, some
-// not, and some more.
-func TestPagesAhead(t *testing.T) {
-	var stream bytes.Buffer
-	a := newAheadPages()
-	before := bytes.Join([][]byte{pagesOf(1, 'a'), pagesOf(1, 'b'), pagesOf(1, 'c'), pagesOf(1, 'd')}, nil)
-	for _, err := range []error{
-		a.send(&stream, task7, 0x10000, before[:2*pageSize]), a.send(&stream, task7, 0x12000, before[2*pageSize:]),
-		a.send(&stream, task7, 0x80000, pagesOf(1, 'e')), // CRIU finds no such page
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	var says bytes.Buffer
-	says.Write(frame{op: opOpen, image: task7}.append(nil))
-	says.Write(frame{op: opAdd, flags: pagePresent, pages: 5, addr: 0x10000, image: task7}.append(nil))
-	now := bytes.Join([][]byte{before[:pageSize], pagesOf(1, 'x'), before[2*pageSize:], pagesOf(1, 'y')}, nil)
-	says.Write(now)
-	says.Write(frame{op: opOpen, image: shmem9}.append(nil))
-	says.Write(frame{op: opAdd, flags: pagePresent, pages: 1, addr: 0x10000, image: shmem9}.append(nil))
-	says.Write(pagesOf(1, 'a'))
-	says.Write(frame{op: opEndForce}.append(nil))
-	want := PageStats{Images: 2, Pages: 6, Bytes: 6 * pageSize, Ahead: 3 * pageSize}
-	stats, err := servePages(&readOnly{&says}, &stream, headerSize, a)
-	if err != nil || stats != want {
-		t.Fatalf("%+v, %v", stats, err)
-	}
-	dir := t.TempDir()
-	stats, err = ReceivePages(t.Context(), bufio.NewReader(&stream), dir, PageLimits{Bytes: 6 * pageSize, Images: 2})
-	if err != nil || stats != want {
-		t.Fatalf("%+v, %v", stats, err)
-	}
-	if b, err := os.ReadFile(filepath.Join(dir, "pages-65537.img")); err != nil || !bytes.Equal(b, now) {
-		t.Errorf("the pages differ, %v", err)
-	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 4 {
-		t.Errorf("%v, %v", entries, err)
-	}
 }
 
 func TestReceivePagesAheadRefused(t *testing.T) {

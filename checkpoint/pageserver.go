@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -15,8 +16,9 @@ const pageBuffer = 256 << 10
 // servePages is the page server of one dump: it answers CRIU's questions on
 // criu itself, so that no round trip to the target is waited for while the
 // pod is frozen, and passes the rest on to w. header is the size of CRIU's
-// headers. Of pages that ahead knows only the addresses are passed on. It returns after the end of the stream was passed on and CRIU told.
-func servePages(criu io.ReadWriter, w io.Writer, header int, ahead *aheadPages) (PageStats, error) {
+// headers. What was compared beside CRIU comes in between, where its address is.
+// It returns after the end of the stream was passed on and CRIU told.
+func servePages(ctx context.Context, criu io.ReadWriter, w io.Writer, header int, ahead *aheadPages) (PageStats, error) {
 	var stats PageStats
 	in := bufio.NewReaderSize(criu, pageBuffer)
 	out := bufio.NewWriterSize(w, pageBuffer)
@@ -26,6 +28,7 @@ func servePages(criu io.ReadWriter, w io.Writer, header int, ahead *aheadPages) 
 		_, err := out.Write(f.append(wire[:0]))
 		return passError(err)
 	}
+	between := merger{ahead: ahead, out: out, stats: &stats}
 	for {
 		if _, err := io.ReadFull(in, head); err != nil {
 			return stats, fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
@@ -33,6 +36,9 @@ func servePages(criu io.ReadWriter, w io.Writer, header int, ahead *aheadPages) 
 		f := parseFrame(head)
 		switch f.op {
 		case opOpen:
+			if err := between.open(ctx, f.image); err != nil {
+				return stats, err
+			}
 			stats.Images++
 			if err := pass(f); err != nil {
 				return stats, err
@@ -56,15 +62,22 @@ func servePages(criu io.ReadWriter, w io.Writer, header int, ahead *aheadPages) 
 			if f.pages > 1<<50 {
 				return stats, fmt.Errorf("CRIU announces %d pages", f.pages)
 			}
-			size := int64(f.pages) * pageSize
-			same, err := copyPages(out, in, f, ahead)
-			if err != nil {
+			if err := between.before(f); err != nil {
 				return stats, err
 			}
-			stats.Ahead += same
+			if err := pass(f); err != nil {
+				return stats, err
+			}
+			size := int64(f.pages) * pageSize
+			if err := copyPages(out, in, size); err != nil {
+				return stats, err
+			}
 			stats.Pages += int64(f.pages)
 			stats.Bytes += size
 		case opClose, opEndForce:
+			if err := between.end(ctx); err != nil {
+				return stats, err
+			}
 			if err := pass(frame{op: opClose}); err != nil {
 				return stats, err
 			}
@@ -92,38 +105,23 @@ func passError(err error) error {
 	return fmt.Errorf("%w: %w", errSendPages, err)
 }
 
-// copyPages passes on the pages of a frame, which come from in. It returns how many
-// bytes of them were sent ahead.
-func copyPages(out *bufio.Writer, in *bufio.Reader, f frame, ahead *aheadPages) (same int64, err error) {
-	wire := make([]byte, 0, headerSize)
-	for f.pages > 0 {
+// copyPages passes on so many bytes of pages, which come from in.
+func copyPages(out *bufio.Writer, in *bufio.Reader, size int64) error {
+	for size > 0 {
 		// Peek avoids a third buffer between the two.
-		b, err := in.Peek(int(min(f.pages*pageSize, pageBuffer)))
-		if b = b[:len(b)-len(b)%pageSize]; len(b) == 0 {
-			return same, fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
+		b, err := in.Peek(int(min(size, pageBuffer)))
+		if len(b) == 0 {
+			return fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
 		}
-		for rest := b; len(rest) > 0; {
-			run := f
-			n, known := ahead.run(f, rest)
-			if run.pages = uint64(n / pageSize); known {
-				run.op = opSame
-				same += int64(n)
-			}
-			if _, err := out.Write(run.append(wire[:0])); err != nil {
-				return same, passError(err)
-			}
-			if !known {
-				if _, err := out.Write(rest[:n]); err != nil {
-					return same, passError(err)
-				}
-			}
-			f.addr, f.pages, rest = f.addr+uint64(n), f.pages-run.pages, rest[n:]
+		if _, err := out.Write(b); err != nil {
+			return passError(err)
 		}
 		if _, err := in.Discard(len(b)); err != nil {
-			return same, fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
+			return fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
 		}
+		size -= int64(len(b))
 	}
-	return same, nil
+	return nil
 }
 
 // noEOF makes an end of input in the middle of something an error of its own.

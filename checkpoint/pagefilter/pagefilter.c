@@ -32,10 +32,12 @@
 #define MAX_RANGES 65536
 #define MAX_TEXTS 1024
 
+#define CUT 1 /* the range was cut from a question */
+
 struct range {
 	uint64_t pid; /* as CRIU sees it */
 	uint64_t start, end;
-	uint64_t cut; /* set here: 1 if the range was cut from a question */
+	uint64_t flags; /* CUT is set here; others are podd's */
 };
 
 struct text {
@@ -158,7 +160,7 @@ static long scan(int fd, struct pm_scan_arg *arg)
 		long n;
 
 		while (r < end && r->pid == pid && r->start <= at && at < arg->end) {
-			r->cut = 1;
+			r->flags |= CUT;
 			at = r->end < arg->end ? r->end : arg->end;
 			r++;
 		}
