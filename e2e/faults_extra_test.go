@@ -23,7 +23,7 @@ type extraFault struct {
 	//
 	//	pause   it goes on after stopTime
 	//	hang    it goes on only when the other side has given up
-	//	cut     the hosts lose each other
+	//	cut     the hosts lose each other, for cutTime at most
 	//	term    it is told to end, and is started again
 	point, action string
 	outcome       recovery.Outcome
@@ -161,7 +161,7 @@ func (c extraFault) meanwhile(s *scene) {
 	case "cut":
 		heal := part(t, "a", "b")
 		resume(t, node)
-		s.await(0)
+		s.await(cutTime) // a move that still needs memory does not end before
 		heal()
 	}
 	s.await(0)
