@@ -8,11 +8,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
-	"strings"
 	"unsafe"
 
 	"github.com/zeebo/xxh3"
@@ -83,16 +80,12 @@ func sendAhead(ctx context.Context, w io.Writer, init int, cgroup string) (*ahea
 	if err != nil {
 		return nil, fmt.Errorf("looking at the pod's init: %w", err)
 	}
-	list, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
+	pids, err := processesIn(cgroup)
 	if err != nil {
-		return nil, fmt.Errorf("listing processes whose pages are sent ahead: %w", err)
+		return nil, err
 	}
 	a := newAheadPages()
-	for word := range strings.FieldsSeq(string(list)) {
-		pid, err := strconv.Atoi(word)
-		if err != nil {
-			return nil, fmt.Errorf("malformed list of processes: %w", err)
-		}
+	for _, pid := range pids {
 		if err := ctx.Err(); err != nil {
 			return nil, context.Cause(ctx)
 		}

@@ -291,13 +291,13 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 	result := new(DumpResult)
 	wait := ctx
 	leaving, cancel := context.WithCancel(ctx)
-	var left <-chan error // from leaveOut
-	var comparing sync.WaitGroup
+	var left <-chan error     // from leaveOut
+	var beside sync.WaitGroup // what goes on beside CRIU
 	defer func() {
 		if cancel(); left != nil {
 			<-left
 		}
-		comparing.Wait()
+		beside.Wait()
 	}()
 	for {
 		m, err := d.worker.receive(wait)
@@ -326,7 +326,7 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 				err = d.options.Hooks.Thaw()
 			}
 			if err == nil && !d.seizeRunning {
-				left = d.leaveOut(leaving, &comparing)
+				left = d.leaveOut(leaving, &beside)
 			}
 			if err == nil {
 				limited, cancel := context.WithTimeoutCause(ctx, seizeLimit, errSeize)
@@ -335,7 +335,7 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 			}
 		case "query-ext-files":
 			if d.seizeRunning {
-				left = d.leaveOut(leaving, &comparing)
+				left = d.leaveOut(leaving, &beside)
 			}
 			d.blocked = true
 			if err = d.options.Hooks.Block(); err != nil {
@@ -356,8 +356,8 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 }
 
 // leaveOut tells CRIU what memory to leave out: what the caller carries, and what is compared
-// with pages sent ahead, which it begins with. An error, or nil, comes before the channel is closed.
-func (d *Dump) leaveOut(ctx context.Context, comparing *sync.WaitGroup) <-chan error {
+// with pages sent ahead. That and the description of mappings go on beside CRIU. An error, or nil, comes before the channel is closed.
+func (d *Dump) leaveOut(ctx context.Context, beside *sync.WaitGroup) <-chan error {
 	done := make(chan error, 1)
 	go func() {
 		defer close(done)
@@ -375,11 +375,12 @@ func (d *Dump) leaveOut(ctx context.Context, comparing *sync.WaitGroup) <-chan e
 		if err == nil {
 			err = d.leftOut.set(carried, claimed)
 		}
-		if err == nil && d.ahead != nil {
-			comparing.Go(func() { d.ahead.compare(ctx) })
-		}
 		if err == nil {
-			d.describeMappings(carried)
+			described := d.describeLarge(carried)
+			beside.Go(func() { d.describeOthers(ctx, described) })
+		}
+		if err == nil && d.ahead != nil {
+			beside.Go(func() { d.ahead.compare(ctx) })
 		}
 		if err != nil {
 			done <- fmt.Errorf("leaving memory out: %w", err)
@@ -398,24 +399,6 @@ func (d *Dump) joinProcessor() error {
 		return err
 	}
 	return freezer.cpuset().join(d.worker.pid())
-}
-
-// describeMappings spares CRIU from asking for the mappings of processes of which
-// most is left out.
-func (d *Dump) describeMappings(ranges []MemoryRange) {
-	left := map[int]uint64{}
-	for _, r := range ranges {
-		left[r.PID] += r.End - r.Start
-	}
-	for pid, size := range left {
-		flags, known := d.flags[pid]
-		if !known || size < textFrom {
-			continue
-		}
-		if text, ok := flags.text(pid); ok {
-			d.leftOut.setText(pid, text)
-		}
-	}
 }
 
 // seizeLimit bounds the wait for CRIU to stop all processes. CRIU has a limit of

@@ -42,8 +42,10 @@ const maxLeftOut = 1 << 16
 //	number of ranges, number of texts
 //	maxLeftOut ranges, by pid and start: pid, start, end, and flags: rangeCut when
 //	    the library has cut it from a question of CRIU's, rangeInImage
-//	maxTexts texts: pid, offset in the file, size, and 1 when CRIU has got it
-//	the texts themselves
+//	maxTexts texts: pid, offset in the file, size, and 1 when CRIU has got it;
+//	    offset and number of what is known of the mappings' files
+//	the texts themselves, each followed by the files: start and end of the
+//	    mapping, and the mode of its link in map_files, 0 if there is none
 type leftOutTable struct {
 	file *os.File
 	mem  []byte
@@ -57,12 +59,14 @@ const (
 	// the image.
 	rangeCut, rangeInImage = 1, 2
 
-	// tableEntry is the size of a range and of a text, in bytes.
-	tableEntry = 32
+	// Sizes of a range, a text and a file, in bytes.
+	rangeEntry = 32
+	textEntry  = 48
+	fileEntry  = 24
 	maxTexts   = 1 << 10
 	rangesAt   = 32
-	textsAt    = rangesAt + maxLeftOut*tableEntry
-	textArea   = textsAt + maxTexts*tableEntry
+	textsAt    = rangesAt + maxLeftOut*rangeEntry
+	textArea   = textsAt + maxTexts*textEntry
 	tableSize  = textArea + 16<<20
 
 	// filterVariable tells the library the table's descriptor.
@@ -128,26 +132,34 @@ func (t *leftOutTable) set(absent, inImage []MemoryRange) error {
 	return nil
 }
 
-// setText has CRIU read this in place of the process's smaps. If there is no room for
-// it, CRIU asks the kernel.
-func (t *leftOutTable) setText(pid int, text []byte) {
+// setText has CRIU read this in place of the process's smaps, and know the files of its
+// mappings. If there is no room for it, CRIU asks the kernel.
+func (t *leftOutTable) setText(pid int, text []byte, files []mappedFile) {
 	n := int(*t.word(24))
-	if n == maxTexts || len(text) > len(t.mem)-t.free {
+	filesAt := (t.free + len(text) + 7) &^ 7
+	end := filesAt + len(files)*fileEntry
+	if n == maxTexts || end > len(t.mem) {
 		return
 	}
 	copy(t.mem[t.free:], text)
-	b := t.mem[textsAt+n*tableEntry:][:0]
-	for _, number := range []uint64{uint64(pid), uint64(t.free), uint64(len(text)), 0} {
+	b := t.mem[filesAt:filesAt]
+	for _, f := range files {
+		for _, number := range []uint64{f.start, f.end, f.mode} {
+			b = binary.NativeEndian.AppendUint64(b, number)
+		}
+	}
+	b = t.mem[textsAt+n*textEntry:][:0]
+	for _, number := range []uint64{uint64(pid), uint64(t.free), uint64(len(text)), 0, uint64(filesAt), uint64(len(files))} {
 		b = binary.NativeEndian.AppendUint64(b, number)
 	}
-	t.free += len(text)
+	t.free = end
 	atomic.StoreUint64(t.word(24), uint64(n+1))
 }
 
 // textsRead counts the texts that CRIU got.
 func (t *leftOutTable) textsRead() (n int) {
 	for i := range int(*t.word(24)) {
-		n += int(atomic.LoadUint64(t.word(textsAt + i*tableEntry + 24)))
+		n += int(atomic.LoadUint64(t.word(textsAt + i*textEntry + 24)))
 	}
 	return n
 }
@@ -156,7 +168,7 @@ func (t *leftOutTable) textsRead() (n int) {
 // many more were to be left out but were dumped.
 func (t *leftOutTable) cut() (absent, dumped int64) {
 	for i := range int(*t.word(16)) {
-		at := rangesAt + i*tableEntry
+		at := rangesAt + i*rangeEntry
 		size := int64(*t.word(at + 16) - *t.word(at + 8))
 		flags := atomic.LoadUint64(t.word(at + 24))
 		if flags&rangeCut == 0 {

@@ -1,18 +1,15 @@
 package checkpoint
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 
 	"podd/procfs"
 )
 
-// CRIU reads /proc/PID/smaps of every process for the flags of its mappings, and the
+// CRIU needs /proc/PID/smaps of every process for the flags of its mappings, and the
 // kernel looks at each page for it: some 20 ms for 1 GiB. /proc/PID/maps has all but the flags
 // and takes no time. So the flags of large processes are read just before the freeze,
 // and CRIU gets a text made of both, if the two agree on every mapping.
@@ -39,13 +36,12 @@ func readLargeFlags(cgroup string) map[int]mappingFlags {
 	if cgroup == "" {
 		return all
 	}
-	list, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
+	pids, err := processesIn(cgroup)
 	if err != nil {
 		return all
 	}
-	for word := range strings.FieldsSeq(string(list)) {
-		pid, err := strconv.Atoi(word)
-		if err != nil || residentSize(pid) < textFrom {
+	for _, pid := range pids {
+		if residentSize(pid) < textFrom {
 			continue
 		}
 		if flags, err := readFlags(pid); err == nil {
@@ -74,21 +70,20 @@ func readFlags(pid int) (mappingFlags, error) {
 	if f.locked, err = procfs.StatusField(pid, "VmLck"); err != nil {
 		return f, err
 	}
-	smaps, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
+	text, err := shortSmaps(pid)
 	if err != nil {
 		return f, err
 	}
-	defer smaps.Close()
-	lines := bufio.NewScanner(smaps)
 	mapping := ""
-	for lines.Scan() {
-		if bytes.HasPrefix(lines.Bytes(), []byte("VmFlags:")) {
-			f.flags[mapping] = lines.Text()
-		} else if isMapping(lines.Bytes()) {
-			mapping = lines.Text()
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSuffix(line, "\n")
+		if strings.HasPrefix(line, "VmFlags:") {
+			f.flags[mapping] = line
+		} else {
+			mapping = line
 		}
 	}
-	return f, lines.Err()
+	return f, nil
 }
 
 // isMapping reports whether a line of smaps begins a mapping: the others begin with a

@@ -84,22 +84,22 @@ func TestLeftOutTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	number := func(at int) uint64 { return binary.NativeEndian.Uint64(table.mem[at:]) }
-	if number(16) != 3 || number(rangesAt) != 5 || number(rangesAt+tableEntry+8) != 0x1000 || number(rangesAt+2*tableEntry+16) != 0x5000 {
-		t.Errorf("the ranges are not in order: %x", table.mem[:rangesAt+3*tableEntry])
+	if number(16) != 3 || number(rangesAt) != 5 || number(rangesAt+rangeEntry+8) != 0x1000 || number(rangesAt+2*rangeEntry+16) != 0x5000 {
+		t.Errorf("the ranges are not in order: %x", table.mem[:rangesAt+3*rangeEntry])
 	}
 	for i := range 3 {
 		if absent, dumped := table.cut(); absent != int64([]int{0, 0x1000, 0x1000}[i]) || dumped != int64([]int{0x4000, 0x3000, 0x2000}[i]) {
 			t.Errorf("with %d ranges cut %#x bytes are in no image, %#x were dumped", i, absent, dumped)
 		}
-		*table.word(rangesAt + i*tableEntry + 24) |= rangeCut
+		*table.word(rangesAt + i*rangeEntry + 24) |= rangeCut
 	}
 	if absent, dumped := table.cut(); absent != 0x3000 || dumped != 0 {
 		t.Errorf("%#x bytes are in no image, %#x were dumped", absent, dumped)
 	}
-	table.setText(7, []byte("one\n"))
-	table.setText(5, make([]byte, tableSize))
-	table.setText(5, []byte("two\n"))
-	if at := number(textsAt + tableEntry + 8); number(24) != 2 || string(table.mem[at:at+4]) != "two\n" || table.textsRead() != 0 {
+	table.setText(7, []byte("one\n"), []mappedFile{{0x1000, 0x2000, 0400}})
+	table.setText(5, make([]byte, tableSize), nil)
+	table.setText(5, []byte("two\n"), nil)
+	if at := number(textsAt + textEntry + 8); number(24) != 2 || string(table.mem[at:at+4]) != "two\n" || table.textsRead() != 0 {
 		t.Errorf("%d texts, the second at %d", number(24), at)
 	}
 	for name, ranges := range map[string][]MemoryRange{

@@ -5,18 +5,19 @@
  * CRIU asks the kernel which pages of a mapping there are to dump by ioctl(PAGEMAP_SCAN) on
  * /proc/PID/pagemap (criu/pagemap-cache.c). Here the ranges that are left out are cut from the
  * question: their page tables are not even walked. /proc/PID/smaps, which CRIU reads for the flags
- * of each mapping, walks them too, to count pages nobody asks for: of a process that podd has the
- * flags of, CRIU gets the text from podd. All other system calls pass through untouched.
+ * of each mapping, walks them too, to count pages nobody asks for: CRIU gets the text from podd, and
+ * with it what the links in /proc/PID/map_files say. All other system calls pass through untouched.
  *
  * Ranges and texts are in a table that is shared with podd (checkpoint/leaveout.go has the same
  * layout): a file whose descriptor the variable PODD_PAGEFILTER names. podd fills it when the pod
- * is frozen, before CRIU looks at the pod's memory; here is noted what was made use of.
+ * is frozen, the ranges before CRIU looks at the pod's memory; here is noted what was made use of.
  *
  * In the CRIU of a restore, as in that of a dump, it asks for the processor's features before CRIU
  * is told what to do: in a virtual machine that takes milliseconds, and CRIU remembers the answer.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -44,6 +45,12 @@ struct text {
 	uint64_t pid;
 	uint64_t offset, size; /* of the text in the table */
 	uint64_t read; /* set here: 1 if CRIU got it */
+	uint64_t files, nr_files; /* offset of the files of its mappings, which ascend */
+};
+
+struct file {
+	uint64_t start, end; /* of the mapping */
+	uint64_t mode; /* of its link in map_files; 0 if there is none */
 };
 
 struct table {
@@ -198,43 +205,104 @@ int ioctl(int fd, unsigned long request, ...)
 	return syscall(SYS_ioctl, fd, request, arg);
 }
 
-/* A file with podd's text in place of a process's smaps, or -1. */
-static int open_text(uint64_t pid)
+static struct text *find_text(uint64_t pid)
 {
 	for (uint64_t i = 0; i < table->nr_texts && i < MAX_TEXTS; i++) {
 		struct text *t = &table->texts[i];
-		uint64_t done = 0;
-		int fd;
 
-		if (t->pid != pid || t->offset > table_size || t->size > table_size - t->offset)
-			continue;
-		fd = syscall(SYS_memfd_create, "smaps", MFD_CLOEXEC);
-		if (fd < 0)
-			return -1;
-		while (done < t->size) {
-			ssize_t n = pwrite(fd, (char *)table + t->offset + done, t->size - done, done);
-
-			if (n <= 0) {
-				close(fd);
-				return -1;
-			}
-			done += n;
-		}
-		t->read = 1;
-		return fd;
+		if (t->pid == pid && t->offset <= table_size && t->size <= table_size - t->offset &&
+		    t->files <= table_size && t->nr_files <= (table_size - t->files) / sizeof(struct file))
+			return t;
 	}
-	return -1;
+	return NULL;
+}
+
+/* A file with podd's text in place of a process's smaps, or -1. */
+static int open_text(uint64_t pid)
+{
+	struct text *t = find_text(pid);
+	uint64_t done = 0;
+	int fd;
+
+	if (!t)
+		return -1;
+	fd = syscall(SYS_memfd_create, "smaps", MFD_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	while (done < t->size) {
+		ssize_t n = pwrite(fd, (char *)table + t->offset + done, t->size - done, done);
+
+		if (n <= 0) {
+			close(fd);
+			return -1;
+		}
+		done += n;
+	}
+	t->read = 1;
+	return fd;
+}
+
+/*
+ * The directory /proc/PID/map_files that CRIU opened last, and what is known of its links. CRIU
+ * looks at them in no other, and opens it for each process.
+ */
+static int map_files = -1;
+static struct text *map_files_of;
+
+/* The file of a mapping, by the name of its link ("START-END", hexadecimal) in such a directory. */
+static struct file *find_file(int dir, const char *link)
+{
+	struct file *files;
+	uint64_t start, end, low = 0, high;
+	char *at;
+
+	if (dir < 0 || dir != map_files || !map_files_of)
+		return NULL;
+	start = strtoull(link, &at, 16);
+	if (at == link || *at != '-')
+		return NULL;
+	link = at + 1;
+	end = strtoull(link, &at, 16);
+	if (at == link || *at)
+		return NULL;
+	files = (struct file *)((char *)table + map_files_of->files);
+	high = map_files_of->nr_files;
+	while (low < high) {
+		uint64_t middle = (low + high) / 2;
+
+		if (files[middle].start < start)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low == map_files_of->nr_files || files[low].start != start || files[low].end != end)
+		return NULL;
+	return &files[low];
 }
 
 static int open_at(int dir, const char *path, int flags, mode_t mode)
 {
-	if (table && table->nr_texts && !strcmp(path, "smaps")) {
-		int fd = open_text(process_of(dir));
+	struct file *file;
+	int fd;
 
+	if (!table || !table->nr_texts)
+		return syscall(SYS_openat, dir, path, flags, mode);
+	if (!strcmp(path, "smaps")) {
+		fd = open_text(process_of(dir));
 		if (fd >= 0)
 			return fd;
 	}
-	return syscall(SYS_openat, dir, path, flags, mode);
+	file = find_file(dir, path);
+	if (file && !file->mode) {
+		errno = ENOENT;
+		return -1;
+	}
+	fd = syscall(SYS_openat, dir, path, flags, mode);
+	if (!strcmp(path, "map_files")) {
+		map_files = fd;
+		map_files_of = find_text(process_of(dir));
+	}
+	return fd;
 }
 
 /* The two names of one function: which one CRIU uses depends on how it was compiled. */
@@ -254,3 +322,25 @@ static int open_at(int dir, const char *path, int flags, mode_t mode)
 
 DEFINE_OPENAT(openat)
 DEFINE_OPENAT(openat64)
+
+/* CRIU wants to know of a link whether it is there, and its permissions: how the file was opened. */
+#define DEFINE_FSTATAT(name, type)                                            \
+	int name(int dir, const char *path, struct type *st, int flags)        \
+	{                                                                      \
+		struct file *file = NULL;                                      \
+                                                                              \
+		if (table && flags == AT_SYMLINK_NOFOLLOW)                     \
+			file = find_file(dir, path);                           \
+		if (!file)                                                     \
+			return syscall(SYS_newfstatat, dir, path, st, flags);  \
+		if (!file->mode) {                                             \
+			errno = ENOENT;                                        \
+			return -1;                                             \
+		}                                                              \
+		memset(st, 0, sizeof(*st));                                    \
+		st->st_mode = S_IFLNK | file->mode;                            \
+		return 0;                                                      \
+	}
+
+DEFINE_FSTATAT(fstatat, stat)
+DEFINE_FSTATAT(fstatat64, stat64)

@@ -1,0 +1,152 @@
+package checkpoint
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"podd/procfs"
+)
+
+// TestMappedFiles compares what is known of files with what the kernel says of each mapping.
+func TestMappedFiles(t *testing.T) {
+	text, err := shortSmaps(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := mappedFiles(os.Getpid(), text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := 0
+	for _, f := range files {
+		info, err := os.Lstat(fmt.Sprintf("/proc/self/map_files/%x-%x", f.start, f.end))
+		if f.mode != 0 {
+			if known++; err != nil || uint64(info.Mode().Perm()) != f.mode {
+				t.Errorf("%+v: %v, %v", f, info, err)
+			}
+		} else if err == nil {
+			t.Errorf("%#x to %#x is of a file", f.start, f.end)
+		}
+	}
+	if known == 0 || known == len(files) {
+		t.Errorf("%d of %d mappings are of files", known, len(files))
+	}
+}
+
+// asksMappings asks about a process what CRIU does: for smaps, and for links in map_files.
+const asksMappings = `
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int main(int argc, char **argv)
+{
+	static char text[1 << 20];
+	int proc = open(argv[1], O_RDONLY), smaps = openat(proc, "smaps", O_RDONLY), dir;
+	struct stat st;
+
+	if (proc < 0 || smaps < 0 || read(smaps, text, sizeof(text) - 1) < 0)
+		return 1;
+	*strchrnul(text, '\n') = 0;
+	printf("%s\n", text);
+	dir = openat(proc, "map_files", O_RDONLY | O_DIRECTORY);
+	for (int i = 2; i < argc; i++)
+		if (fstatat(dir, argv[i], &st, AT_SYMLINK_NOFOLLOW))
+			printf("none%s\n", openat(dir, argv[i], O_PATH) < 0 ? "" : " but opened");
+		else
+			printf("%o\n", st.st_mode & 0777);
+	return 0;
+}
+`
+
+// TestLibraryAnswers has a program ask in CRIU's place, and gives the library answers that are
+// not the kernel's.
+func TestLibraryAnswers(t *testing.T) {
+	dir := t.TempDir()
+	program, library := filepath.Join(dir, "asks"), filepath.Join(dir, "filter.so")
+	if err := os.WriteFile(program+".c", []byte(asksMappings), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, arguments := range [][]string{{"-o", program, program + ".c"}, {"-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", library, "pagefilter/pagefilter.c"}} {
+		if out, err := exec.Command("cc", arguments...).CombinedOutput(); err != nil {
+			t.Fatalf("cc: %v\n%s", err, out)
+		}
+	}
+	text, err := shortSmaps(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := mappedFiles(os.Getpid(), text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Mappings of this program's file: they stay.
+	var links []string
+	var kernel mappedFile
+	for _, f := range files {
+		if f.mode != 0 {
+			links, kernel = append(links, fmt.Sprintf("%x-%x", f.start, f.end)), f
+		}
+	}
+	if len(links) < 3 {
+		t.Fatalf("only %d mappings are of files", len(links))
+	}
+	links = links[len(links)-3:]
+	ask := func(table *leftOutTable) []string {
+		t.Helper()
+		cmd := exec.Command(program, append([]string{fmt.Sprintf("/proc/%d", os.Getpid())}, links...)...)
+		cmd.Env = append(os.Environ(), "LD_PRELOAD="+library)
+		if table != nil {
+			cmd.Env = append(cmd.Env, filterVariable+"=3")
+			cmd.ExtraFiles = []*os.File{table.file}
+		}
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("asking: %v", err)
+		}
+		return strings.Split(strings.TrimSpace(string(out)), "\n")
+	}
+	table, err := newLeftOutTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer table.close()
+	mode := fmt.Sprintf("%o", kernel.mode)
+	for _, c := range []struct {
+		what  string
+		table *leftOutTable
+	}{{"without a table", nil}, {"with an empty one", table}} {
+		got := ask(c.table)
+		if _, ok := procfs.ParseMapping([]byte(got[0])); !ok || got[3] != mode {
+			t.Errorf("%s: %q; the last mode is %s", c.what, got, mode)
+		}
+	}
+	// Of another process, and then of this one: the first link is of no file, the second
+	// has another mode, of the third nothing is known.
+	var first, second mappedFile
+	for _, f := range files {
+		switch fmt.Sprintf("%x-%x", f.start, f.end) {
+		case links[0]:
+			first = mappedFile{start: f.start, end: f.end}
+		case links[1]:
+			second = mappedFile{start: f.start, end: f.end, mode: 0o200}
+		}
+	}
+	table.setText(os.Getpid()+1, []byte("another\n"), nil)
+	table.setText(os.Getpid(), []byte("told\n"), []mappedFile{first, second})
+	if got, want := ask(table), []string{"told", "none", "200", mode}; !slices.Equal(got, want) {
+		t.Errorf("got %q; want %q", got, want)
+	}
+	if table.textsRead() != 1 || !table.attached() {
+		t.Errorf("%d texts were read, attached: %v", table.textsRead(), table.attached())
+	}
+}
