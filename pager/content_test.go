@@ -223,10 +223,23 @@ func TestWants(t *testing.T) {
 }
 
 func TestFreezer(t *testing.T) {
-	for name, words := range map[string][2]string{"cgroup.freeze": {"0", "1"}, "freezer.state": {"THAWED", "FROZEN"}} {
+	for name, test := range map[string]struct{ thawed, frozen, freezer, cpu string }{
+		"cgroup.freeze": {"0", "1", "pods/a", "pods/a"},
+		"freezer.state": {"THAWED", "FROZEN", "freezer/pods/a", "cpu/pods/a"},
+	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			root, words := t.TempDir(), [2]string{test.thawed, test.frozen}
+			dir := filepath.Join(root, test.freezer)
 			path := filepath.Join(dir, name)
+			idle := filepath.Join(root, test.cpu, "cpu.idle")
+			for _, file := range []string{path, idle} {
+				if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.WriteFile(idle, []byte("0"), 0o600); err != nil {
+				t.Fatal(err)
+			}
 			read := func() string {
 				b, err := os.ReadFile(path)
 				if err != nil {
@@ -251,6 +264,10 @@ func TestFreezer(t *testing.T) {
 				}
 				if got := read(); got != want {
 					t.Errorf("%q instead of %q", got, want)
+				}
+				wantIdle := map[string]string{words[0]: "0", words[1]: "1"}[want]
+				if got, err := os.ReadFile(idle); wantIdle != "" && (err != nil || string(got) != wantIdle) {
+					t.Errorf("cpu.idle is %q, %v; want %q", got, err, wantIdle)
 				}
 			}
 			check(m.freeze(freezer(dir), "one"), words[1])

@@ -38,8 +38,11 @@ func (h *handler) fault(s *space, f late) error {
 	if s.ended {
 		return nil
 	}
+	if since, again := s.waiting[address]; again {
+		f.since = since // whatever interrupted it meanwhile
+	}
 	if !h.content.isFinal() {
-		s.waiting[address] = f.since
+		h.await(s, f)
 		return nil
 	}
 	if s.suspect(address) {
@@ -77,11 +80,18 @@ func (h *handler) fault(s *space, f late) error {
 		}
 		return h.giveZeros(s, f, free)
 	}
-	s.waiting[address] = f.since
+	h.await(s, f)
 	if h.content.ask(slot) {
 		h.want()
 	}
 	return nil
+}
+
+// await notes that a fault waits for content that is not here.
+func (h *handler) await(s *space, f late) {
+	_, again := s.waiting[f.address]
+	h.again = h.again || again
+	s.waiting[f.address] = f.since
 }
 
 func (h *handler) orEnd(s *space, err error) error {

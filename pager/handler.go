@@ -34,6 +34,9 @@ const (
 	// calmTries is how often it is looked at once whether a process has gone on
 	// after an event.
 	calmTries = 64
+	// againPause, in milliseconds, is how often threads are listened to that try a
+	// missing page again and again (freezer).
+	againPause = 1
 	// backgroundNice is the nice value of copying that nobody waits for.
 	backgroundNice = 5
 )
@@ -61,6 +64,7 @@ type handler struct {
 	chunk         uint64    // pages copied at once in the background
 	nice          int
 	spun          int
+	again         bool // a fault was about a page that was waited for
 	crowded       bool // the pod is frozen for having too many children
 	prefillUntil  time.Time
 
@@ -168,6 +172,11 @@ func (h *handler) run() error {
 		if timeout > 0 {
 			h.setNice(0)
 		}
+		if h.again && timeout > 0 {
+			// What arrives is not kept waiting. An error only makes it shorter.
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(h.wakeup), Events: unix.POLLIN}}, againPause)
+		}
+		h.again = false
 		n, err := unix.EpollWait(h.epoll, events, timeout)
 		if err != nil && err != unix.EINTR {
 			return fmt.Errorf("waiting for events: %w", err)

@@ -247,6 +247,21 @@ static void check_all(void)
 			check(maps[i].at + j * PAGE, &maps[i].page[j], "at the end");
 }
 
+/* ask_kernel has the kernel touch every page of a region, in a system call. */
+static void ask_kernel(char *at, uint64_t pages)
+{
+	int ends[2];
+	char byte;
+
+	if (pipe(ends))
+		fail("making a pipe");
+	for (uint64_t i = 0; i < pages; i++)
+		if (write(ends[1], at + i * PAGE, 1) != 1 || read(ends[0], &byte, 1) != 1)
+			fail("having page %d read", (int)i);
+	close(ends[0]);
+	close(ends[1]);
+}
+
 static int children;
 
 static void reap(void)
@@ -456,6 +471,8 @@ int main(int argc, char **argv)
 		if (pthread_create(&thread[i], NULL, reader, &shared[i]))
 			fail("making a thread");
 	}
+	if (getenv("POD_ASKS_KERNEL"))
+		ask_kernel((char *)list[0], pages);
 	if (getenv("POD_STORM"))
 		storm(atoi(getenv("POD_STORM")));
 	if (getenv("POD_MEASURE"))
