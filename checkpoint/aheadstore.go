@@ -1,21 +1,26 @@
 package checkpoint
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // aheadStore keeps what was sent ahead in a file without a name, until the pages are
 // in their images. CRIU reads an image's pages in the order of their addresses, so it
-// can't be told earlier where in the image they will be.
+// can't be told earlier where in the image they will be. The file is mapped, so that pages
+// are copied once when they go there, and not twice: that is while the pod is frozen.
 type aheadStore struct {
 	file *os.File
 	size int64
+	// mapped are the file's parts, each of aheadPart bytes.
+	mapped [][]byte
 	// runs are by image, and ascend.
 	runs map[uint64][]aheadRun
-	buf  []byte
 }
 
 // aheadRun is where consecutive pages are.
@@ -24,7 +29,10 @@ type aheadRun struct {
 	offset     int64
 }
 
-const aheadName = "ahead"
+const (
+	aheadName = "ahead"
+	aheadPart = 4 << 20
+)
 
 // add takes pages, within the limits of p, before the first image is opened.
 func (s *aheadStore) add(p *pageReceiver, f frame, r io.Reader) error {
@@ -55,29 +63,49 @@ func (s *aheadStore) add(p *pageReceiver, f frame, r io.Reader) error {
 		if err := p.dir.Remove(aheadName); err != nil {
 			return err
 		}
-		s.runs, s.buf = map[uint64][]aheadRun{}, make([]byte, 1<<20)
+		s.runs = map[uint64][]aheadRun{}
 	}
 	s.runs[f.image] = known
 	for left := int64(f.pages) * pageSize; left > 0; {
-		b := s.buf[:min(left, int64(len(s.buf)))]
+		b, err := s.room(p, min(left, pageBuffer))
+		if err != nil {
+			return err
+		}
 		if _, err := io.ReadFull(r, b); err != nil {
 			return noEOF(err)
 		}
-		if err := p.room.Add(int(s.file.Fd()), int64(len(b)), 0); err != nil {
-			return fmt.Errorf("%w: %w", ErrLimit, err)
-		}
-		if _, err := s.file.WriteAt(b, s.size); err != nil {
-			return err
-		}
-		s.size += int64(len(b))
 		left -= int64(len(b))
 	}
 	return nil
 }
 
-// find returns where the first of the pages from addr on are, and how many bytes of them
-// are there in one piece, at most size.
-func (s *aheadStore) find(image, addr uint64, size int64) (offset, n int64, err error) {
+// room makes the file larger, by that many bytes or as many as its last part has place for, and returns
+// the new end of it.
+func (s *aheadStore) room(p *pageReceiver, n int64) ([]byte, error) {
+	fd := int(s.file.Fd())
+	part, at := int(s.size/aheadPart), s.size%aheadPart
+	n = min(n, aheadPart-at)
+	if err := p.room.Add(fd, n, 0); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrLimit, err)
+	}
+	// Memory that could not be had would be a signal later.
+	if err := unix.Fallocate(fd, 0, s.size, n); err != nil {
+		return nil, os.NewSyscallError("fallocate", err)
+	}
+	if part == len(s.mapped) {
+		b, err := unix.Mmap(fd, s.size, aheadPart, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			return nil, os.NewSyscallError("mmap", err)
+		}
+		s.mapped = append(s.mapped, b)
+	}
+	s.size += n
+	return s.mapped[part][at : at+n], nil
+}
+
+// find returns the first of the pages from addr on, as many as are there in one piece, at most
+// size bytes.
+func (s *aheadStore) find(image, addr uint64, size int64) ([]byte, error) {
 	runs := s.runs[image]
 	i, found := slices.BinarySearchFunc(runs, addr, func(r aheadRun, addr uint64) int {
 		switch {
@@ -89,17 +117,24 @@ func (s *aheadStore) find(image, addr uint64, size int64) (offset, n int64, err 
 		return 0
 	})
 	if !found {
-		return 0, 0, fmt.Errorf("the page at %#x of image %d did not come ahead", addr, image>>8)
+		return nil, fmt.Errorf("the page at %#x of image %d did not come ahead", addr, image>>8)
 	}
 	r := runs[i]
-	return r.offset + int64(addr-r.start), min(size, int64(r.end-addr)), nil
+	offset := r.offset + int64(addr-r.start)
+	at := offset % aheadPart
+	return s.mapped[offset/aheadPart][at:min(at+min(size, int64(r.end-addr)), aheadPart)], nil
 }
 
-func (s *aheadStore) close() error {
+// free gives the memory back.
+func (s *aheadStore) free() error {
 	if s.file == nil {
 		return nil
 	}
-	return s.file.Close()
+	var errs []error
+	for _, b := range s.mapped {
+		errs = append(errs, unix.Munmap(b))
+	}
+	return errors.Join(append(errs, s.file.Close())...)
 }
 
 // same puts pages that came ahead into the image.
@@ -110,14 +145,14 @@ func (p *pageReceiver) same(f frame) error {
 	}
 	p.stats.Ahead += size
 	for at := f.addr; size > 0; {
-		offset, n, err := p.ahead.find(f.image, at, size)
+		b, err := p.ahead.find(f.image, at, size)
 		if err != nil {
 			return err
 		}
-		if err := p.write(io.NewSectionReader(p.ahead.file, offset, n), n); err != nil {
+		if err := p.put(b); err != nil {
 			return err
 		}
-		at, size = at+uint64(n), size-n
+		at, size = at+uint64(len(b)), size-int64(len(b))
 	}
 	return nil
 }

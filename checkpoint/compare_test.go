@@ -76,7 +76,7 @@ func TestMerge(t *testing.T) {
 				t.Fatalf("%+v, %v; want %+v", got, err, stats)
 			}
 			dir := t.TempDir()
-			got, err = ReceivePages(t.Context(), bufio.NewReader(&stream), dir, PageLimits{Bytes: (pages + 2) * pageSize, Images: 2})
+			got, err = receivePages(t.Context(), t, bufio.NewReader(&stream), dir, PageLimits{Bytes: (pages + 2) * pageSize, Images: 2})
 			if err != nil || got != stats {
 				t.Fatalf("%+v, %v; want %+v", got, err, stats)
 			}
@@ -119,5 +119,33 @@ func TestMergeFails(t *testing.T) {
 	says := frame{op: opOpen, image: task7}.append(nil)
 	if _, err := servePages(ctx, &readOnly{bytes.NewReader(says)}, &bytes.Buffer{}, headerSize, &aheadPages{processes: []*aheadProcess{&p}}); !errors.Is(err, refused) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// TestLargeAhead sends more ahead than the receiver maps in one piece, in frames that its pieces
+// don't begin with.
+func TestLargeAhead(t *testing.T) {
+	const pages, atOnce = 2*aheadPart/pageSize + 77, 60
+	var stream bytes.Buffer
+	content := make([]byte, pages*pageSize)
+	for i := range content {
+		content[i] = byte(i / pageSize * 7)
+	}
+	a, p := newAheadPages(), &aheadProcess{image: task7, digests: map[uint64]xxh3.Uint128{}}
+	for i := 0; i < pages; i += atOnce {
+		if err := a.send(&stream, p, uint64(0x10000+i*pageSize), content[i*pageSize:min(i+atOnce, pages)*pageSize]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream.Write(frame{op: opOpen, image: task7}.append(nil))
+	stream.Write(frame{op: opSame, flags: pagePresent, pages: pages, addr: 0x10000, image: task7}.append(nil))
+	stream.Write(frame{op: opClose}.append(nil))
+	dir := t.TempDir()
+	stats, err := receivePages(t.Context(), t, bufio.NewReader(&stream), dir, PageLimits{Bytes: pages * pageSize, Images: 1})
+	if err != nil || stats.Ahead != pages*pageSize {
+		t.Fatalf("%+v, %v", stats, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "pages-65537.img")); err != nil || !bytes.Equal(b, content) {
+		t.Errorf("the pages differ, %v", err)
 	}
 }

@@ -141,10 +141,20 @@ type readOnly struct{ io.Reader }
 
 func (*readOnly) Write(b []byte) (int, error) { return len(b), nil }
 
+// receivePages gives back at once what ReceivePages has left.
+func receivePages(ctx context.Context, t *testing.T, r io.Reader, imagesDir string, limits PageLimits) (PageStats, error) {
+	t.Helper()
+	stats, free, err := ReceivePages(ctx, r, imagesDir, limits)
+	if err := free(); err != nil {
+		t.Error(err)
+	}
+	return stats, err
+}
+
 func TestReceivePages(t *testing.T) {
 	dir := t.TempDir()
 	r := bytes.NewReader(append(sampleStream(), "next"...))
-	stats, err := ReceivePages(t.Context(), r, dir, PageLimits{Bytes: 4 * pageSize, Images: 2})
+	stats, err := receivePages(t.Context(), t, r, dir, PageLimits{Bytes: 4 * pageSize, Images: 2})
 	if err != nil || stats != (PageStats{Images: 2, Pages: 4, Bytes: 4 * pageSize}) {
 		t.Fatalf("%+v, %v", stats, err)
 	}
@@ -245,7 +255,7 @@ func TestReceivePagesRefuses(t *testing.T) {
 		"backwards": {append(add(frame{flags: pagePresent, pages: 1, addr: 0x10000}),
 			frame{op: opAdd, flags: pagePresent, pages: 1, addr: 0x10000, image: task7}.append(nil)...), nil},
 	} {
-		_, err := ReceivePages(t.Context(), bytes.NewReader(c.stream), t.TempDir(), PageLimits{Bytes: 16 * pageSize, Images: 2})
+		_, err := receivePages(t.Context(), t, bytes.NewReader(c.stream), t.TempDir(), PageLimits{Bytes: 16 * pageSize, Images: 2})
 		if err == nil || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -259,7 +269,7 @@ func TestReceivePagesCancelled(t *testing.T) {
 	reason := errors.New("stop")
 	done := make(chan error)
 	go func() {
-		_, err := ReceivePages(ctx, ours, t.TempDir(), PageLimits{Bytes: 1 << 20, Images: 2})
+		_, err := receivePages(ctx, t, ours, t.TempDir(), PageLimits{Bytes: 1 << 20, Images: 2})
 		done <- err
 	}()
 	if _, err := theirs.Write(frame{op: opOpen, image: task7}.append(nil)); err != nil {
@@ -283,7 +293,7 @@ func FuzzReceivePages(f *testing.F) {
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		limits := PageLimits{Bytes: 8 * pageSize, Images: 3}
 		dir := t.TempDir()
-		stats, err := ReceivePages(t.Context(), bufio.NewReader(bytes.NewReader(stream)), dir, limits)
+		stats, err := receivePages(t.Context(), t, bufio.NewReader(bytes.NewReader(stream)), dir, limits)
 		if stats.Bytes > limits.Bytes || stats.Images > limits.Images || stats.Bytes != stats.Pages*pageSize {
 			t.Errorf("%+v", stats)
 		}
@@ -333,7 +343,7 @@ func TestReceivePagesAheadRefused(t *testing.T) {
 			}
 		}
 		stream.Write(frame{op: opClose}.append(nil))
-		if _, err := ReceivePages(t.Context(), &stream, t.TempDir(), PageLimits{Bytes: 16 * pageSize, Images: 2}); err == nil {
+		if _, err := receivePages(t.Context(), t, &stream, t.TempDir(), PageLimits{Bytes: 16 * pageSize, Images: 2}); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}

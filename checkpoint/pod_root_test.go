@@ -410,7 +410,8 @@ func (p *place) receive(ctx context.Context, conn net.Conn) <-chan error {
 	done := make(chan error, 1)
 	go func() {
 		in := bufio.NewReaderSize(conn, pageBuffer)
-		_, err := ReceivePages(ctx, in, p.images, PageLimits{Bytes: 1 << 30, Images: 100})
+		_, free, err := ReceivePages(ctx, in, p.images, PageLimits{Bytes: 1 << 30, Images: 100})
+		defer free()
 		if err == nil {
 			_, err = ReceiveImages(ctx, in, p.images, ImageLimits{Bytes: 1 << 30, Files: 1000})
 		}

@@ -151,8 +151,8 @@ func (r *fileRestore) unpackMember(ctx context.Context, member archive.Member, c
 		}
 	case memberMemory:
 		const images = 1 << 16 // address spaces and shared memory segments
-		_, err := checkpoint.ReceivePages(ctx, content, r.images, checkpoint.PageLimits{Bytes: member.Size, Images: images})
-		return errors.Join(err, atEnd(content, err))
+		_, free, err := checkpoint.ReceivePages(ctx, content, r.images, checkpoint.PageLimits{Bytes: member.Size, Images: images})
+		return errors.Join(err, free(), atEnd(content, err))
 	case memberImages:
 		_, err := checkpoint.ReceiveImages(ctx, content, r.images, checkpoint.ImageLimits{Bytes: min(member.Size, maxImageBytes), Files: maxImageFiles})
 		return errors.Join(err, atEnd(content, err))

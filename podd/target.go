@@ -130,7 +130,9 @@ func (m *targetMove) run(ctx context.Context) error {
 			if err := m.at(m.stage); err != nil {
 				return err
 			}
-			if _, err := checkpoint.ReceivePages(ctx, m.conn, m.images, m.pageLimits()); err != nil {
+			_, free, err := checkpoint.ReceivePages(ctx, m.conn, m.images, m.pageLimits())
+			defer m.free(free)
+			if err != nil {
 				return fmt.Errorf("receiving memory: %w", err)
 			}
 		case message.GetImages() != nil:
@@ -167,6 +169,13 @@ func (m *targetMove) pageLimits() checkpoint.PageLimits {
 		limits.Bytes = 4 * m.record.Spec.MemoryBytes
 	}
 	return limits
+}
+
+// free gives back what a stream of pages left.
+func (m *targetMove) free(pages func() error) {
+	if err := pages(); err != nil {
+		m.log.Warn("giving back memory of the page stream failed", "error", err)
+	}
 }
 
 func (m *targetMove) send(message *poddv1.TargetMessage) error {
