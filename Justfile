@@ -34,7 +34,7 @@ podinit:
 [private]
 pagefilter:
     @mkdir -p bin
-    {{env("CC", "cc")}} -shared -fPIC -O2 -Wall -Wextra -o bin/podd-pagefilter.so checkpoint/pagefilter/pagefilter.c
+    {{env("CC", "cc")}} -shared -fPIC -O2 -Wall -Wextra -o bin/podd-pagefilter.so checkpoint/pagefilter/*.c
 
 # All checks: lint, unit tests, a little fuzzing, the model of a move, tests that need root, end-to-end tests
 test: lint test-unit (fuzz "2s") (model "quick") test-root test-e2e

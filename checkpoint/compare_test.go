@@ -71,7 +71,7 @@ func TestMerge(t *testing.T) {
 			stats.Bytes = int64(len(want)) + pageSize
 			stats.Pages = stats.Bytes / pageSize
 
-			got, err := servePages(t.Context(), &readOnly{&says}, &stream, headerSize, a)
+			got, err := servePages(t.Context(), &readOnly{&says}, newFrameWriter(&stream), headerSize, a, nil)
 			if err != nil || got != stats {
 				t.Fatalf("%+v, %v; want %+v", got, err, stats)
 			}
@@ -107,7 +107,7 @@ func TestMergeFails(t *testing.T) {
 		says := frame{op: opOpen, image: c.said}.append(nil)
 		says = frame{op: opEndForce}.append(says)
 		var stream bytes.Buffer
-		_, err := servePages(t.Context(), &readOnly{bytes.NewReader(says)}, &stream, headerSize, &aheadPages{processes: []*aheadProcess{&c.p}})
+		_, err := servePages(t.Context(), &readOnly{bytes.NewReader(says)}, newFrameWriter(&stream), headerSize, &aheadPages{processes: []*aheadProcess{&c.p}}, nil)
 		if !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -117,7 +117,7 @@ func TestMergeFails(t *testing.T) {
 	cancel(refused)
 	p := aheadProcess{image: task7, compared: make(chan struct{})}
 	says := frame{op: opOpen, image: task7}.append(nil)
-	if _, err := servePages(ctx, &readOnly{bytes.NewReader(says)}, &bytes.Buffer{}, headerSize, &aheadPages{processes: []*aheadProcess{&p}}); !errors.Is(err, refused) {
+	if _, err := servePages(ctx, &readOnly{bytes.NewReader(says)}, newFrameWriter(&bytes.Buffer{}), headerSize, &aheadPages{processes: []*aheadProcess{&p}}, nil); !errors.Is(err, refused) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

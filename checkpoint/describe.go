@@ -32,6 +32,9 @@ type mappedFile struct {
 // says of these takes long to read, so their flags were read before the freeze.
 func (d *Dump) describeLarge(ranges []MemoryRange) (described map[int]bool) {
 	left := map[int]uint64{}
+	if d.shared != nil {
+		left = d.shared.mapped()
+	}
 	for _, r := range ranges {
 		left[r.PID] += r.End - r.Start
 	}

@@ -54,6 +54,11 @@ type DumpOptions struct {
 	// runs, so that those which don't change until it is frozen need not be sent then.
 	// It needs Pages and FreezeCgroup.
 	Ahead bool
+	// Shared has podd carry the memory that processes share, at both ends: the reader
+	// of Pages must give ReceivePages a place for it. Most of it is sent while the pod
+	// runs, by SendAhead, the rest beside CRIU's dump. It needs Pages and FreezeCgroup.
+	// Where Engine.CanLeaveOut returns an error CRIU dumps it.
+	Shared bool
 	// LeaveOut returns memory that is not dumped, because the caller carries it
 	// to the target by other means and fills it in there (RestoreOptions.Lazy):
 	// parts of private anonymous mappings that are not locked, and of ordinary
@@ -105,6 +110,10 @@ type Dump struct {
 	initFD *os.File
 	// pages is our end of CRIU's page socket.
 	pages *net.UnixConn
+	// out is where frames are written to if pages are streamed.
+	out *frameWriter
+	// shared is the shared memory that podd carries, or nil.
+	shared *sharedDump
 	// leftOut is shared with CRIU if something may be left out.
 	leftOut *leftOutTable
 	// ahead is what was sent before the freeze; nil if nothing was.
@@ -180,10 +189,16 @@ func (d *Dump) prepare(ctx context.Context) error {
 			return err
 		}
 		defer theirs.Close()
-		d.pages = ours
+		d.pages, d.out = ours, newFrameWriter(d.options.Pages)
 		wo.files = []*os.File{theirs}
 	}
-	if d.options.LeaveOut != nil || d.options.Ahead {
+	if d.options.Shared && d.pages != nil && d.options.FreezeCgroup != "" && d.engine.pageFilter != "" {
+		if d.shared, err = newSharedDump(d.options.FreezeCgroup); err != nil {
+			return err
+		}
+		wo.shared = d.shared.table
+	}
+	if d.options.LeaveOut != nil || d.options.Ahead || d.shared != nil {
 		if d.leftOut, err = newLeftOutTable(); err != nil {
 			return err
 		}
@@ -216,6 +231,12 @@ func (d *Dump) release() {
 			d.log.Warn("closing the table of memory left out failed", "error", err)
 		}
 		d.leftOut = nil
+	}
+	if d.shared != nil {
+		if err := d.shared.close(); err != nil {
+			d.log.Warn("letting go of shared memory failed", "error", err)
+		}
+		d.shared = nil
 	}
 }
 
@@ -281,14 +302,14 @@ func (d *Dump) criuOptions() (*rpc.CriuOpts, error) {
 	return opts, nil
 }
 
-func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResult) (*DumpResult, error) {
+func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResult) (result *DumpResult, err error) {
 	if d.leftOut != nil && d.engine.pageFilter != "" {
 		d.flags = readLargeFlags(d.options.FreezeCgroup)
 	}
 	if err := d.worker.send(&rpc.CriuReq{Type: rpc.CriuReqType_DUMP.Enum(), Opts: opts}); err != nil {
 		return nil, err
 	}
-	result := new(DumpResult)
+	result = new(DumpResult)
 	wait := ctx
 	leaving, cancel := context.WithCancel(ctx)
 	var left <-chan error     // from leaveOut
@@ -296,6 +317,9 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 	defer func() {
 		if cancel(); left != nil {
 			<-left
+		}
+		if err != nil && d.shared != nil && d.shared.begun {
+			d.interruptPages() // or else that might wait for the target
 		}
 		beside.Wait()
 	}()
@@ -355,7 +379,7 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 	}
 }
 
-// leaveOut tells CRIU what memory to leave out: what the caller carries, and what is compared
+// leaveOut tells CRIU what memory to leave out: what is shared, what the caller carries, and what is compared
 // with pages sent ahead. That and the description of mappings go on beside CRIU. An error, or nil, comes before the channel is closed.
 func (d *Dump) leaveOut(ctx context.Context, beside *sync.WaitGroup) <-chan error {
 	done := make(chan error, 1)
@@ -366,7 +390,10 @@ func (d *Dump) leaveOut(ctx context.Context, beside *sync.WaitGroup) <-chan erro
 		}
 		var carried, claimed []MemoryRange
 		var err error
-		if d.options.LeaveOut != nil {
+		if d.shared != nil {
+			err = d.shared.freeze(ctx, d.out, beside)
+		}
+		if err == nil && d.options.LeaveOut != nil {
 			carried, err = d.options.LeaveOut(ctx)
 		}
 		if err == nil && d.ahead != nil {

@@ -1,24 +1,65 @@
 package checkpoint
 
 import (
-	"bufio"
 	"context"
+	"fmt"
 	"time"
+
+	"podd/sharedmem"
 )
 
-// sendAhead sends pages before the freeze, if that was asked for.
+// SendAhead sends what DumpOptions.Shared is about while the pod runs, which may take as
+// long as the connection does. Run does it if nobody has. After an error, which ctx may
+// cause, only Abort is possible.
+func (d *Dump) SendAhead(ctx context.Context) (sharedmem.PassStats, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state != dumpPrepared {
+		return sharedmem.PassStats{}, fmt.Errorf("sending shared memory ahead: %w", ErrState)
+	}
+	if d.shared == nil || d.shared.sent || d.engine.CanLeaveOut() != nil {
+		return sharedmem.PassStats{}, nil
+	}
+	d.shared.sent = true
+	return d.sendShared(ctx)
+}
+
+func (d *Dump) sendShared(ctx context.Context) (sharedmem.PassStats, error) {
+	defer context.AfterFunc(ctx, d.interruptPages)()
+	stats, err := d.shared.source.Send(ctx, d.out)
+	if err == nil {
+		err = d.out.flush()
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		d.log.Debug("shared memory is sent", "segments", stats.Segments, "bytes", stats.Scanned, "changed", stats.Changed, "duration", stats.Duration)
+	}
+	return stats, err
+}
+
+// sendAhead sends pages before the freeze, if that was asked for and not done.
 func (d *Dump) sendAhead(ctx context.Context) error {
 	// Without the library CRIU would dump them all the same.
-	if !d.options.Ahead || d.pages == nil || d.options.FreezeCgroup == "" || d.leftOut == nil || d.engine.CanLeaveOut() != nil {
+	if d.pages == nil || d.options.FreezeCgroup == "" || d.leftOut == nil || d.engine.CanLeaveOut() != nil {
+		return nil
+	}
+	if d.shared != nil && !d.shared.sent {
+		d.shared.sent = true
+		if _, err := d.sendShared(ctx); err != nil {
+			return err
+		}
+	}
+	if !d.options.Ahead {
 		return nil
 	}
 	defer context.AfterFunc(ctx, d.interruptPages)()
 	begin := time.Now()
-	out := bufio.NewWriterSize(d.options.Pages, pageBuffer)
 	var err error
-	d.ahead, err = sendAhead(ctx, out, d.options.PID, d.options.FreezeCgroup)
+	d.ahead, err = sendAhead(ctx, d.out.out, d.options.PID, d.options.FreezeCgroup)
 	if err == nil {
-		err = passError(out.Flush())
+		err = d.out.flush()
 	}
 	if err == nil {
 		d.log.Debug("private pages of files are sent", "bytes", d.ahead.bytes, "duration", time.Since(begin))
@@ -41,13 +82,17 @@ func (d *Dump) startPages(ctx context.Context) chan pagesResult {
 	if d.engine.version < 40200 {
 		header = headerSizeOld
 	}
+	var complete func(*PageStats) error
+	if shared := d.shared; shared != nil {
+		complete = func(stats *PageStats) error { return shared.complete(d.out, stats) }
+	}
 	done := make(chan pagesResult, 1)
 	stop := context.AfterFunc(ctx, d.interruptPages)
 	go func() {
 		defer stop()
 		// Closing makes CRIU fail, and so notice that we did.
 		defer d.pages.Close()
-		stats, err := servePages(ctx, d.pages, d.options.Pages, header, d.ahead)
+		stats, err := servePages(ctx, d.pages, d.out, header, d.ahead, complete)
 		done <- pagesResult{stats, err}
 	}()
 	return done

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"podd/reserve"
+	"podd/sharedmem"
 )
 
 const (
@@ -49,20 +50,28 @@ type PageLimits struct {
 // reads. When ctx is done it returns as soon as r does; if r can SetReadDeadline
 // that is at once.
 //
+// shared gets the shared memory that comes beside the images (DumpOptions.Shared); nil
+// takes none. What it has at the end is complete, and must be kept for CRIU, by a
+// sharedmem.Keeper in imagesDir, as long as the pod may be restored from the images.
+//
 // On an error the files written so far stay: the caller removes the directory.
 //
 // free gives memory back that is of no use any more. It must be called, but as that takes
 // time, some 15 ms for 100 MiB, not while a pod stands still.
-func ReceivePages(ctx context.Context, r io.Reader, imagesDir string, limits PageLimits) (stats PageStats, free func() error, err error) {
+func ReceivePages(ctx context.Context, r io.Reader, imagesDir string, limits PageLimits, shared sharedmem.Sink) (stats PageStats, free func() error, err error) {
 	dir, err := os.OpenRoot(imagesDir)
 	if err != nil {
 		return PageStats{}, func() error { return nil }, fmt.Errorf("opening images directory: %w", err)
 	}
 	defer dir.Close()
 	defer interruptible(ctx, r)()
-	p := pageReceiver{dir: dir, limits: limits, buf: make([]byte, 0, 1<<20), opened: make(map[uint64]bool)}
+	p := pageReceiver{dir: dir, limits: limits, buf: make([]byte, 0, 1<<20), opened: make(map[uint64]bool), filled: make(map[uint64]bool)}
+	p.shared = sharedReceiver{sink: shared, segments: map[uint64]bool{}}
 	err = p.run(ctx, r)
 	err = errors.Join(err, p.finish())
+	if err == nil {
+		err = p.shared.complete(&p)
+	}
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
@@ -88,8 +97,11 @@ type pageReceiver struct {
 	limits PageLimits
 	stats  PageStats
 	opened map[uint64]bool
+	// filled are the images that have pages.
+	filled map[uint64]bool
 	room   reserve.Meter
 	ahead  aheadStore
+	shared sharedReceiver
 
 	// The image being written. CRIU dumps one after the other.
 	image   uint64
@@ -128,6 +140,10 @@ func (p *pageReceiver) run(ctx context.Context, r io.Reader) error {
 			}
 		case opSame:
 			if err := p.same(f); err != nil {
+				return err
+			}
+		case opSegment, opSharedPages, opSharedHole, opSharedDrop, opSharedWhole:
+			if err := p.shared.take(f, r, &p.stats); err != nil {
 				return err
 			}
 		default:
@@ -211,6 +227,7 @@ func (p *pageReceiver) enter(f frame) (size int64, err error) {
 	if err := p.writeEntry(e); err != nil {
 		return 0, err
 	}
+	p.filled[f.image] = true
 	p.stats.Pages += int64(f.pages)
 	p.stats.Bytes += size
 	return size, nil

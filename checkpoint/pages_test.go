@@ -86,7 +86,7 @@ func TestServePages(t *testing.T) {
 			header = headerSizeOld
 		}
 		go func() {
-			stats, err := servePages(t.Context(), ours, &stream, header, nil)
+			stats, err := servePages(t.Context(), ours, newFrameWriter(&stream), header, nil, nil)
 			done <- result{stats, err}
 		}()
 		c := criuClient{t, theirs, old}
@@ -125,7 +125,7 @@ func TestServePagesFails(t *testing.T) {
 		"target gone":       {frame{op: opEndForce}.append(nil), failingWriter{reason}, reason},
 		"unknown operation": {frame{op: 77}.append(nil), io.Discard, nil},
 	} {
-		_, err := servePages(t.Context(), &readOnly{bytes.NewReader(c.say)}, c.w, headerSize, nil)
+		_, err := servePages(t.Context(), &readOnly{bytes.NewReader(c.say)}, newFrameWriter(c.w), headerSize, nil, nil)
 		if err == nil || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -144,7 +144,7 @@ func (*readOnly) Write(b []byte) (int, error) { return len(b), nil }
 // receivePages gives back at once what ReceivePages has left.
 func receivePages(ctx context.Context, t *testing.T, r io.Reader, imagesDir string, limits PageLimits) (PageStats, error) {
 	t.Helper()
-	stats, free, err := ReceivePages(ctx, r, imagesDir, limits)
+	stats, free, err := ReceivePages(ctx, r, imagesDir, limits, nil)
 	if err := free(); err != nil {
 		t.Error(err)
 	}
@@ -320,6 +320,19 @@ func FuzzReceivePages(f *testing.F) {
 			t.Errorf("%d bytes written, error %v", size, err)
 		}
 	})
+}
+
+// Shared memory is refused by who has no place for it.
+func TestReceivePagesSharedRefused(t *testing.T) {
+	for _, f := range []frame{
+		{op: opSegment, addr: 5, image: shmem9}, {op: opSegment, addr: 5, image: task7}, {op: opSharedPages, flags: pagePresent, pages: 1, image: shmem9},
+		{op: opSharedHole, pages: pageSize, image: shmem9}, {op: opSharedDrop, image: shmem9}, {op: opSharedWhole, image: shmem9},
+	} {
+		stream := append(f.append(nil), pagesOf(1, 'a')...)
+		if _, err := receivePages(t.Context(), t, bytes.NewReader(stream), t.TempDir(), PageLimits{Bytes: 16 * pageSize, Images: 2}); err == nil {
+			t.Errorf("%+v: accepted", f)
+		}
+	}
 }
 
 func TestReceivePagesAheadRefused(t *testing.T) {

@@ -13,86 +13,100 @@ import (
 // what one pipe holds (1 MiB at most) at a time.
 const pageBuffer = 256 << 10
 
-// servePages is the page server of one dump: it answers CRIU's questions on
+// pageServer is the page server of one dump: it answers CRIU's questions on
 // criu itself, so that no round trip to the target is waited for while the
-// pod is frozen, and passes the rest on to w. header is the size of CRIU's
-// headers. What was compared beside CRIU comes in between, where its address is.
-// It returns after the end of the stream was passed on and CRIU told.
-func servePages(ctx context.Context, criu io.ReadWriter, w io.Writer, header int, ahead *aheadPages) (PageStats, error) {
-	var stats PageStats
-	in := bufio.NewReaderSize(criu, pageBuffer)
-	out := bufio.NewWriterSize(w, pageBuffer)
+// pod is frozen, and passes the rest on to out. What was compared beside CRIU comes
+// in between, where its address is.
+type pageServer struct {
+	criu  io.ReadWriter
+	in    *bufio.Reader
+	out   *frameWriter
+	merge merger
+	stats PageStats
+}
+
+// servePages serves until the end of the stream was passed on and CRIU told. header is the
+// size of CRIU's headers. Before the end complete is called, unless that is nil.
+func servePages(ctx context.Context, criu io.ReadWriter, out *frameWriter, header int, ahead *aheadPages, complete func(*PageStats) error) (PageStats, error) {
+	s := pageServer{criu: criu, in: bufio.NewReaderSize(criu, pageBuffer), out: out}
+	s.merge = merger{ahead: ahead, out: out.out, stats: &s.stats}
 	head := make([]byte, header)
-	wire := make([]byte, 0, headerSize)
-	pass := func(f frame) error {
-		_, err := out.Write(f.append(wire[:0]))
-		return passError(err)
-	}
-	between := merger{ahead: ahead, out: out, stats: &stats}
 	for {
-		if _, err := io.ReadFull(in, head); err != nil {
-			return stats, fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
+		if _, err := io.ReadFull(s.in, head); err != nil {
+			return s.stats, fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
 		}
 		f := parseFrame(head)
-		switch f.op {
-		case opOpen:
-			if err := between.open(ctx, f.image); err != nil {
-				return stats, err
+		end := f.op == opClose || f.op == opEndForce
+		if end && complete != nil {
+			if err := complete(&s.stats); err != nil {
+				return s.stats, err
 			}
-			stats.Images++
-			if err := pass(f); err != nil {
-				return stats, err
-			}
-			// One byte: there is no parent image.
-			if _, err := criu.Write([]byte{0}); err != nil {
-				return stats, fmt.Errorf("answering CRIU: %w", err)
-			}
-		case opParent:
-			// An int32: there is no parent image.
-			if _, err := criu.Write(make([]byte, 4)); err != nil {
-				return stats, fmt.Errorf("answering CRIU: %w", err)
-			}
-		case opAdd:
-			if !f.hasData() {
-				if err := pass(f); err != nil {
-					return stats, err
-				}
-				continue
-			}
-			if f.pages > 1<<50 {
-				return stats, fmt.Errorf("CRIU announces %d pages", f.pages)
-			}
-			if err := between.before(f); err != nil {
-				return stats, err
-			}
-			if err := pass(f); err != nil {
-				return stats, err
-			}
-			size := int64(f.pages) * pageSize
-			if err := copyPages(out, in, size); err != nil {
-				return stats, err
-			}
-			stats.Pages += int64(f.pages)
-			stats.Bytes += size
-		case opClose, opEndForce:
-			if err := between.end(ctx); err != nil {
-				return stats, err
-			}
-			if err := pass(frame{op: opClose}); err != nil {
-				return stats, err
-			}
-			if err := passError(out.Flush()); err != nil {
-				return stats, err
-			}
-			// An int32: everything is stored.
-			if _, err := criu.Write(binary.LittleEndian.AppendUint32(nil, 0)); err != nil {
-				return stats, fmt.Errorf("answering CRIU: %w", err)
-			}
-			return stats, nil
-		default:
-			return stats, fmt.Errorf("CRIU sends pages with the unknown operation %#x", f.op)
+		}
+		if err := s.serve(ctx, f); err != nil || end {
+			return s.stats, err
 		}
 	}
+}
+
+// serve obeys one frame. Nobody else's is written meanwhile.
+func (s *pageServer) serve(ctx context.Context, f frame) error {
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	switch f.op {
+	case opOpen:
+		if err := s.merge.open(ctx, f.image); err != nil {
+			return err
+		}
+		s.stats.Images++
+		if err := s.out.append(f); err != nil {
+			return err
+		}
+		// One byte: there is no parent image.
+		return s.answer([]byte{0})
+	case opParent:
+		// An int32: there is no parent image.
+		return s.answer(make([]byte, 4))
+	case opAdd:
+		if !f.hasData() {
+			return s.out.append(f)
+		}
+		if f.pages > 1<<50 {
+			return fmt.Errorf("CRIU announces %d pages", f.pages)
+		}
+		if err := s.merge.before(f); err != nil {
+			return err
+		}
+		if err := s.out.append(f); err != nil {
+			return err
+		}
+		size := int64(f.pages) * pageSize
+		if err := copyPages(s.out.out, s.in, size); err != nil {
+			return err
+		}
+		s.stats.Pages += int64(f.pages)
+		s.stats.Bytes += size
+		return nil
+	case opClose, opEndForce:
+		if err := s.merge.end(ctx); err != nil {
+			return err
+		}
+		if err := s.out.append(frame{op: opClose}); err != nil {
+			return err
+		}
+		if err := passError(s.out.out.Flush()); err != nil {
+			return err
+		}
+		// An int32: everything is stored.
+		return s.answer(binary.LittleEndian.AppendUint32(nil, 0))
+	}
+	return fmt.Errorf("CRIU sends pages with the unknown operation %#x", f.op)
+}
+
+func (s *pageServer) answer(b []byte) error {
+	if _, err := s.criu.Write(b); err != nil {
+		return fmt.Errorf("answering CRIU: %w", err)
+	}
+	return nil
 }
 
 // errSendPages marks a failure of the way to the target, not of CRIU.

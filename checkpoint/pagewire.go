@@ -3,14 +3,17 @@ package checkpoint
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 )
 
 // The page stream is CRIU's own protocol between a dump and a page server
 // (criu/page-xfer.c) without the answers, in the layout of CRIU 4.2, whatever
 // version speaks at the source: frames of a header and, for opAdd, the pages.
-// opClose ends it. Two operations are podd's own: opAhead, before all others, is of
+// opClose ends it. The other operations are podd's own: opAhead, before all others, is of
 // pages that will probably be dumped, and opSame takes the place of opAdd for those
-// that were.
+// that were. Shared memory that CRIU leaves out (package sharedmem) is in frames that may
+// stand between any two others; opSharedWhole, just before opClose, says of which segments
+// that is true.
 //
 //	offset 0  u32 operation, with page flags in the upper 16 bits
 //	offset 8  u64 number of pages
@@ -37,7 +40,16 @@ const (
 
 	opAhead = 0x2001 // pages of an image that has not begun
 	opSame  = 0x2002 // pages with the content of opAhead; none follows
+
+	opSegment     = 0x2003 // size in place of the address, and the name, so many bytes, follows
+	opSharedPages = 0x2004 // pages, as by opAdd; the address is an offset
+	opSharedHole  = 0x2005 // there is nothing; a length in bytes in place of pages
+	opSharedDrop  = 0x2006 // the segment is not wanted any more
+	opSharedWhole = 0x2007 // everything of the segment has come, and CRIU has left it out
 )
+
+// segmentSealable is the flag of opSegment for a memfd that can be sealed.
+const segmentSealable = 1
 
 // Page flags.
 const (
@@ -121,4 +133,10 @@ type PageStats struct {
 	// Ahead is the size of the pages among them that had been sent ahead
 	// (DumpOptions.Ahead), in bytes.
 	Ahead int64
+	// Segments is how many segments of shared memory came beside the images, and
+	// Shared what of them was sent once the pod was frozen, in bytes.
+	Segments int
+	Shared   int64
+	// SharedWait is how long CRIU had to wait until that was sent.
+	SharedWait time.Duration
 }

@@ -21,6 +21,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"podd/sharedmem"
 )
 
 // The tests' network: a client and two places for the pod, a source and a
@@ -40,6 +42,9 @@ var testNumber atomic.Int32
 var programPath, filterPath string
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == sharedmem.Subcommand {
+		os.Exit(sharedmem.Main())
+	}
 	code, err := buildAndRun(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -64,7 +69,7 @@ func buildAndRun(m *testing.M) (int, error) {
 		return 0, fmt.Errorf("building the test program: %w\n%s", err, out)
 	}
 	filterPath = filepath.Join(dir, "podd-pagefilter.so")
-	cmd = exec.Command("cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", filterPath, "pagefilter/pagefilter.c")
+	cmd = exec.Command("cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", filterPath, "pagefilter/pagefilter.c", "pagefilter/shared.c")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("building the page filter: %w\n%s", err, out)
 	}
@@ -117,6 +122,8 @@ type place struct {
 	images  string
 	work    string
 	world   *world
+	// shared takes the shared memory that comes; nil if none is to.
+	shared sharedmem.Sink
 }
 
 // cgroupRoots finds what has a freezer here: a controller of version 1, the hierarchy of
@@ -410,7 +417,7 @@ func (p *place) receive(ctx context.Context, conn net.Conn) <-chan error {
 	done := make(chan error, 1)
 	go func() {
 		in := bufio.NewReaderSize(conn, pageBuffer)
-		_, free, err := ReceivePages(ctx, in, p.images, PageLimits{Bytes: 1 << 30, Images: 100})
+		_, free, err := ReceivePages(ctx, in, p.images, PageLimits{Bytes: 1 << 30, Images: 100}, p.shared)
 		defer free()
 		if err == nil {
 			_, err = ReceiveImages(ctx, in, p.images, ImageLimits{Bytes: 1 << 30, Files: 1000})

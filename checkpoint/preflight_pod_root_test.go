@@ -5,6 +5,7 @@ package checkpoint
 import (
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +52,10 @@ func (p *place) give(t *testing.T, fd int) int {
 	must(t, err)
 	var number int
 	_, err = fmt.Fscan(c, &number)
+	must(t, err)
+	// A dump meets no socket that is being closed.
+	must(t, c.CloseWrite())
+	_, err = io.Copy(io.Discard, c)
 	must(t, err)
 	return number
 }

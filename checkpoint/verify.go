@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"regexp"
 	"slices"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/pstree"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/seccomp"
+
+	"podd/sharedmem"
 )
 
 // ErrForbidden means that an image would give its processes more than a pod
@@ -64,7 +67,7 @@ const defaultThreads = 1 << 16
 // to be unpacked by root are not in the list, nor are those of old formats, which
 // CRIU still prefers to what was verified.
 var plainImages = regexp.MustCompile(`^(` + strings.Join([]string{
-	`fs-\d+`, `pagemap-\d+`, `pagemap-shmem-\d+`, `pages-\d+`, `pipes-data`, `fifo-data`, `sk-queues`,
+	`fs-\d+`, `pagemap-\d+`, `pagemap-shmem-\d+`, `shared-\d+`, `pages-\d+`, `pipes-data`, `fifo-data`, `sk-queues`,
 	`utsns-\d+`, `timens-\d+`, `ipcns-(var|shm|msg|sem)-\d+`, `posix-timers-\d+`, `remap-fpath`, `filelocks`,
 	`memfd`, `tty-data`, `tcp-stream-[0-9a-f]+`,
 }, "|") + `)\.img$|^stats-(dump|restore)$`)
@@ -124,7 +127,8 @@ func (v *verifier) run() error {
 	return nil
 }
 
-// list reads the directory. CRIU's own work directory may be there too.
+// list reads the directory. CRIU's own work directory may be there too, and the keeper of
+// shared memory.
 func (v *verifier) list() error {
 	d, err := v.root.Open(".")
 	if err != nil {
@@ -137,6 +141,9 @@ func (v *verifier) list() error {
 	}
 	for _, e := range entries {
 		if e.IsDir() && e.Name() == workName {
+			continue
+		}
+		if e.Name() == sharedmem.SocketName && e.Type() == fs.ModeSocket {
 			continue
 		}
 		if !e.Type().IsRegular() {

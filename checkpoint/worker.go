@@ -53,6 +53,8 @@ type workerOptions struct {
 	files []*os.File
 	// leftOut is the table of memory to leave out of a dump, or nil.
 	leftOut *leftOutTable
+	// shared is the table of shared memory to leave out of a dump, or nil.
+	shared *sharedTable
 	// output gets what CRIU says before its log file is open.
 	output *os.File
 	log    *slog.Logger
@@ -83,6 +85,10 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 			cmd.ExtraFiles = append(cmd.ExtraFiles, options.leftOut.file)
 		}
 		cmd.Env = append(cmd.Env, "LD_PRELOAD="+e.pageFilter, fmt.Sprintf("%s=%d", filterVariable, table))
+		if options.shared != nil {
+			cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", sharedVarName, 3+len(cmd.ExtraFiles)))
+			cmd.ExtraFiles = append(cmd.ExtraFiles, options.shared.file)
+		}
 	}
 	if options.output != nil {
 		cmd.Stdout, cmd.Stderr = options.output, options.output

@@ -14,6 +14,7 @@ import (
 	"podd/directory"
 	"podd/namespace"
 	"podd/pod"
+	"podd/sharedmem"
 )
 
 // supersede ends a copy that is another host's, or nobody's: without a word to
@@ -64,6 +65,9 @@ func (d *Daemon) endRemains(ctx context.Context, name string, epoch pod.Epoch) e
 // removeImages removes a directory of images. One from which a pod could be
 // restored loses its name first: half of it would be worse than nothing.
 func (d *Daemon) removeImages(ctx context.Context, path string) error {
+	if err := sharedmem.End(path); err != nil {
+		return err
+	}
 	kind, of, _ := parseImages(filepath.Base(path))
 	switch kind {
 	case memoryImages:

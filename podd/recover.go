@@ -135,7 +135,7 @@ func (d *Daemon) recoverLive(ctx context.Context, record *pod.Pod) error {
 		return err
 	}
 	if unused {
-		if err := awaitEmpty(ctx, container.FreezerDir()); err != nil {
+		if err := awaitEmpty(ctx, container.FreezerDir(), images); err != nil {
 			return err
 		}
 	}

@@ -7,18 +7,26 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"podd/fault"
 	"podd/namespace"
 	"podd/pod"
+	"podd/sharedmem"
 )
 
 // dyingTime is how long killed processes may take to go.
 const dyingTime = 2 * time.Second
 
-// awaitEmpty waits a moment for processes to die that CRIU has killed at its end.
-func awaitEmpty(ctx context.Context, dir string) error {
+// awaitEmpty waits a moment for processes to die that CRIU has killed at its end. What
+// keeps shared memory for the images stays.
+func awaitEmpty(ctx context.Context, dir, images string) error {
+	keeper, err := sharedmem.Find(images)
+	if err != nil {
+		return err
+	}
 	for deadline := time.Now().Add(dyingTime); ; {
 		procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -27,7 +35,8 @@ func awaitEmpty(ctx context.Context, dir string) error {
 		if err != nil {
 			return fmt.Errorf("looking for processes: %w", err)
 		}
-		if len(procs) == 0 || time.Now().After(deadline) {
+		fields := strings.Fields(string(procs))
+		if len(fields) == 0 || len(fields) == 1 && fields[0] == strconv.Itoa(keeper) || time.Now().After(deadline) {
 			return nil
 		}
 		select {
@@ -92,6 +101,9 @@ func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Cont
 	}
 	if err != nil {
 		d.log.Error("letting the pod run failed", "pod", container.Name(), "error", err)
+	}
+	if err := sharedmem.End(images); err != nil {
+		d.log.Error("the pod runs, with something else in its cgroup", "pod", container.Name(), "error", err)
 	}
 	p := d.track(container.Name(), container.Epoch(), container)
 	if pg != nil {

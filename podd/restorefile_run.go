@@ -151,7 +151,7 @@ func (r *fileRestore) unpackMember(ctx context.Context, member archive.Member, c
 		}
 	case memberMemory:
 		const images = 1 << 16 // address spaces and shared memory segments
-		_, free, err := checkpoint.ReceivePages(ctx, content, r.images, checkpoint.PageLimits{Bytes: member.Size, Images: images})
+		_, free, err := checkpoint.ReceivePages(ctx, content, r.images, checkpoint.PageLimits{Bytes: member.Size, Images: images}, nil)
 		return errors.Join(err, free(), atEnd(content, err))
 	case memberImages:
 		_, err := checkpoint.ReceiveImages(ctx, content, r.images, checkpoint.ImageLimits{Bytes: min(member.Size, maxImageBytes), Files: maxImageFiles})

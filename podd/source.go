@@ -72,6 +72,10 @@ type sourceMove struct {
 	reasonChosen string
 	memory       *sourceMemory
 	memoryBytes  int64
+	// shared says that the target takes shared memory that podd carries itself.
+	shared bool
+	// sharedWait is how long the freeze was longer for that.
+	sharedWait time.Duration
 	// frozenLimit is how long the pod may be frozen for the transfer.
 	frozenLimit time.Duration
 	// asked is set just before the restore is asked for: until then the
@@ -216,6 +220,9 @@ func (m *sourceMove) run(ctx context.Context) error {
 	if err := m.prepareDump(ctx); err != nil {
 		return err
 	}
+	if err := m.sendAhead(ctx); err != nil {
+		return err
+	}
 	if err := m.d.dir.ChooseStrategy(ctx, m.move.ID, m.chosen, m.reasonChosen); err != nil {
 		return err
 	}
@@ -313,6 +320,7 @@ func (m *sourceMove) reserve(ctx context.Context) error {
 	if reply.GetReserved() == nil {
 		return fmt.Errorf("talking to host %s: unexpected answer to reserve", m.move.Target)
 	}
+	m.shared = reply.GetReserved().GetShared()
 	if err := m.connectMemory(ctx, reply.GetReserved().GetUnable()); err != nil {
 		return err
 	}
@@ -369,6 +377,7 @@ func (m *sourceMove) prepareDump(ctx context.Context) error {
 		WorkDir:        work,
 		Pages:          m.clock.count(m.conn),
 		Ahead:          true,
+		Shared:         m.shared,
 		ExternalMounts: keys(container.ExternalMounts()),
 		FreezeCgroup:   freezer.Dir(),
 		Log:            m.log,
@@ -398,6 +407,21 @@ func (m *sourceMove) prepareDump(ctx context.Context) error {
 	}
 	if m.dump, err = m.d.engine.PrepareDump(ctx, options); err != nil {
 		return fmt.Errorf("starting CRIU: %w", err)
+	}
+	return nil
+}
+
+// sendAhead sends memory that CRIU would otherwise carry, and that probably does not change
+// any more.
+func (m *sourceMove) sendAhead(ctx context.Context) error {
+	stats, err := m.dump.SendAhead(ctx)
+	m.receipt.CarriedBytes += stats.Scanned
+	m.receipt.PrecopyBytes += stats.Changed
+	if err == nil {
+		err = m.conn.writer.Flush()
+	}
+	if err != nil {
+		return fmt.Errorf("sending memory to host %s: %w", m.move.Target, err)
 	}
 	return nil
 }

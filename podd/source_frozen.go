@@ -73,6 +73,7 @@ func (m *sourceMove) freezeAndDump(ctx context.Context) error {
 	// Attempts to freeze that were given up do not count.
 	m.frozen = result.FrozenAt
 	m.receipt.MemoryBytes, m.receipt.Pages = result.Pages.Bytes, result.Pages.Pages
+	m.receipt.FrozenMemoryBytes, m.sharedWait = result.Pages.Shared, result.Pages.SharedWait
 	if err := m.conn.writer.Flush(); err != nil {
 		return fmt.Errorf("sending memory: %w", err)
 	}
@@ -133,7 +134,7 @@ func (m *sourceMove) restore() error {
 	m.receipt.Freeze = time.Since(m.frozen)
 	m.receipt.Insertion = m.receipt.Freeze - m.receipt.Excision
 	if m.memory != nil {
-		m.d.pace.learn(m.receipt.Processes, m.receipt.Freeze-m.memory.waited)
+		m.d.pace.learn(m.receipt.Processes, m.receipt.Freeze-m.memory.waited-m.sharedWait)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"podd/checkpoint"
 	"podd/pagesync"
 	"podd/pod"
+	"podd/sharedmem"
 )
 
 const (
@@ -113,6 +114,13 @@ func (m *sourceMove) passMemory(ctx context.Context) error {
 	if plan.strict {
 		plan.budget = m.order.maxDowntime
 	}
+	if m.shared {
+		size, err := sharedmem.Size(m.pod.container.FreezerDir())
+		if err != nil {
+			return err
+		}
+		plan.shared = transmission(size, compareRate)
+	}
 	for {
 		stats, err := m.memory.source.Pass(ctx)
 		if err != nil {
@@ -198,7 +206,7 @@ func (m *sourceMove) completeMemory(ctx context.Context) error {
 		return fmt.Errorf("sending memory to host %s: %w", m.target.Name, m.memory.err)
 	}
 	m.memory.waited = time.Since(begin)
-	m.receipt.FrozenMemoryBytes = m.memory.stats.Sent
+	m.receipt.FrozenMemoryBytes += m.memory.stats.Sent
 	return nil
 }
 
@@ -229,7 +237,7 @@ func (m *sourceMove) followMemory() (settled bool) {
 		select {
 		case <-finished:
 			if m.memory.err == nil {
-				m.receipt.LateMemoryBytes = m.memory.stats.Sent - m.receipt.FrozenMemoryBytes
+				m.receipt.LateMemoryBytes = m.memory.stats.Sent
 				return true
 			}
 			m.log.Error("sending the rest of the memory failed; the pod stands still if it needs it", "error", m.memory.err)

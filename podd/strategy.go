@@ -27,6 +27,8 @@ const (
 	enoughTime = time.Second
 	// settling is about how long it takes from the last pass to the freeze.
 	settling = 20 * time.Millisecond
+	// compareRate is how much shared memory is compared in a second, in bytes.
+	compareRate = 4 << 30
 	// unknownRate is what a link is taken to carry in a second, in bytes, until
 	// it has carried enough to tell.
 	unknownRate = 100 << 20
@@ -82,6 +84,9 @@ type memoryPlan struct {
 	// fixed is how long the freeze takes apart from this memory, and beside how
 	// much of that time goes by while the memory can be compared as well.
 	fixed, beside time.Duration
+	// shared is how long it takes to compare the memory that processes share, which
+	// is part of the freeze in any strategy.
+	shared time.Duration
 }
 
 // decision is what to do after a pass: another one, or to freeze the pod and
@@ -98,8 +103,8 @@ type decision struct {
 func (p memoryPlan) decide(passes []pass) (decision, error) {
 	n := len(passes)
 	last := passes[n-1]
-	pre := p.fixed + max(0, last.read+transmission(expected(passes), linkRate(passes))-p.beside)
-	post := p.fixed
+	pre := p.fixed + max(0, p.shared+last.read+transmission(expected(passes), linkRate(passes))-p.beside)
+	post := p.fixed + max(0, p.shared-p.beside)
 	// What can't be much shorter by post-copy needs no source afterwards.
 	fits := pre <= max(p.budget, post+post/10)
 	converged := last.changed <= fewBytes || n >= maxPasses ||

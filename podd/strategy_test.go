@@ -114,6 +114,20 @@ func TestNeverWithoutEnd(t *testing.T) {
 	t.Error("it goes on and on")
 }
 
+// TestShared: memory that is shared is part of the freeze, however the rest is carried.
+func TestShared(t *testing.T) {
+	for size, want := range map[int64]time.Duration{
+		0: 40 * time.Millisecond, 64 << 20: 40 * time.Millisecond, 256 << 20: 77 * time.Millisecond, 1 << 30: 265 * time.Millisecond,
+	} {
+		p := memoryPlan{asked: pod.StrategyAuto, budget: 100 * time.Millisecond, fixed: 40 * time.Millisecond, beside: 25 * time.Millisecond, shared: transmission(size, compareRate)}
+		got, err := p.decide([]pass{fast(1<<20, 1<<20), fast(1<<20, 0)})
+		// Post-copy would not be shorter.
+		if err != nil || got.chosen != pod.StrategyPreCopy || (got.predicted-want).Abs() > 2*time.Millisecond {
+			t.Errorf("%d MiB: got %+v, %v; want %s", size>>20, got, err, want)
+		}
+	}
+}
+
 // TestStrict: a limit that can't be kept is an error before the freeze.
 func TestStrict(t *testing.T) {
 	idle := []pass{fast(2<<30, 2<<30), fast(2<<30, 0)}

@@ -19,6 +19,7 @@ import (
 	"podd/namespace"
 	"podd/pager"
 	"podd/pod"
+	"podd/sharedmem"
 	"podd/vnet"
 )
 
@@ -40,6 +41,8 @@ type targetMove struct {
 	images    string // directory
 	// verifying are checks of the images that may go on.
 	verifying sync.WaitGroup
+	// shared keeps shared memory that comes beside the images; nil if it can't.
+	shared *sharedmem.Keeper
 	// pager is nil unless podd itself carries the pod's memory.
 	pager *pager.Pager
 	// complete says that all memory is here when the pod runs.
@@ -130,7 +133,7 @@ func (m *targetMove) run(ctx context.Context) error {
 			if err := m.at(m.stage); err != nil {
 				return err
 			}
-			_, free, err := checkpoint.ReceivePages(ctx, m.conn, m.images, m.pageLimits())
+			free, err := m.receivePages(ctx)
 			defer m.free(free)
 			if err != nil {
 				return fmt.Errorf("receiving memory: %w", err)
@@ -233,6 +236,9 @@ func (m *targetMove) reserve(ctx context.Context, order *poddv1.Reserve) error {
 		if reserved.Unable, err = m.openPager(ctx); err != nil {
 			return err
 		}
+	}
+	if reserved.Shared, err = m.openShared(); err != nil {
+		return err
 	}
 	if m.restore, err = m.d.prepareRestore(ctx, m.container, network, m.images, m.pager); err != nil {
 		return err

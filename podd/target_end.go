@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	poddv1 "podd/api/podd/v1"
+	"podd/sharedmem"
 )
 
 // resume lets the pod run.
@@ -27,6 +28,10 @@ func (m *targetMove) takeOver() {
 			m.pager.Close()
 		}
 		return // the reconcile loop does it as soon as the claim has ended
+	}
+	// Nothing but the pod is in its cgroup when somebody may freeze that.
+	if err := sharedmem.End(m.images); err != nil {
+		m.log.Error("the pod runs, with something else in its cgroup", "error", err)
 	}
 	p := m.d.track(m.move.Pod, m.move.Next.Epoch, m.container)
 	m.log.Info("the pod runs here", "epoch", m.move.Next.Epoch)

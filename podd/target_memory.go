@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"podd/checkpoint"
 	"podd/pager"
+	"podd/sharedmem"
 )
 
 // openPager starts the pager for a pod that comes here, if the source carries its
@@ -86,6 +88,35 @@ func (m *targetMove) verifyMemory(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// openShared makes ready for shared memory that podd carries itself, and reports
+// whether it may come.
+func (m *targetMove) openShared() (bool, error) {
+	if m.d.engine.CanLeaveOut() != nil {
+		return false, nil // nobody would give it to CRIU
+	}
+	executable, err := os.Executable()
+	if err != nil {
+		return false, fmt.Errorf("finding podd's program: %w", err)
+	}
+	m.shared = sharedmem.NewKeeper(sharedmem.KeeperOptions{
+		Dir: m.images, Executable: executable, JoinCgroup: m.container.JoinCgroup, MaxBytes: m.pageLimits().Bytes,
+	})
+	return true, nil
+}
+
+// receivePages takes the memory that comes by the conversation of the move. For free see
+// checkpoint.ReceivePages.
+func (m *targetMove) receivePages(ctx context.Context) (free func() error, err error) {
+	if m.shared == nil {
+		_, free, err = checkpoint.ReceivePages(ctx, m.conn, m.images, m.pageLimits(), nil)
+		return free, err
+	}
+	defer m.shared.Close() // its process goes on
+	stats, free, err := checkpoint.ReceivePages(ctx, m.conn, m.images, m.pageLimits(), m.shared)
+	m.log.Debug("pages have come", "pages", stats.Pages, "shared-segments", stats.Segments, "shared", m.shared.Bytes())
+	return free, err
 }
 
 // endMemory undoes openPager; the restored processes are gone.

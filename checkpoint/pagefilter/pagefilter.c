@@ -12,6 +12,8 @@
  * layout): a file whose descriptor the variable PODD_PAGEFILTER names. podd fills it when the pod
  * is frozen, the ranges before CRIU looks at the pod's memory; here is noted what was made use of.
  *
+ * Shared memory is in shared.c.
+ *
  * In the CRIU of a restore, as in that of a dump, it asks for the processor's features before CRIU
  * is told what to do: in a virtual machine that takes milliseconds, and CRIU remembers the answer.
  */
@@ -28,6 +30,8 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "shared.h"
 
 #define MAGIC 0x31464c4444444f50 /* "PODDLF1": what podd wrote is of this layout */
 #define MAX_RANGES 65536
@@ -280,7 +284,7 @@ static struct file *find_file(int dir, const char *link)
 	return &files[low];
 }
 
-static int open_at(int dir, const char *path, int flags, mode_t mode)
+static int open_described(int dir, const char *path, int flags, mode_t mode)
 {
 	struct file *file;
 	int fd;
@@ -302,6 +306,15 @@ static int open_at(int dir, const char *path, int flags, mode_t mode)
 		map_files = fd;
 		map_files_of = find_text(process_of(dir));
 	}
+	return fd;
+}
+
+static int open_at(int dir, const char *path, int flags, mode_t mode)
+{
+	int fd = open_described(dir, path, flags, mode);
+
+	if (fd < 0 && errno == ENOENT && (flags & O_ACCMODE) == O_RDONLY)
+		fd = open_shared(dir, path, flags);
 	return fd;
 }
 

@@ -16,6 +16,7 @@ import (
 	"podd/namespace"
 	"podd/pager"
 	"podd/podd"
+	"podd/sharedmem"
 	"podd/trust"
 	"podd/version"
 )
@@ -26,6 +27,10 @@ func main() {
 	// And podd starts it anew for each pod whose memory is still arriving.
 	if len(os.Args) > 1 && os.Args[1] == "pager" {
 		os.Exit(pager.Main(os.Args[2:]))
+	}
+	// And for each pod that comes here with shared memory.
+	if len(os.Args) > 1 && os.Args[1] == sharedmem.Subcommand {
+		os.Exit(sharedmem.Main())
 	}
 	// Comparing memory keeps all processors busy, and leaves one of these free for
 	// everything that waits (package pagesync).

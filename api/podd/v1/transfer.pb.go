@@ -588,7 +588,10 @@ type Reserved struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unable is why the target can't take memory that the source carries itself.
 	// All of it comes by Memory then.
-	Unable        string `protobuf:"bytes,1,opt,name=unable,proto3" json:"unable,omitempty"`
+	Unable string `protobuf:"bytes,1,opt,name=unable,proto3" json:"unable,omitempty"`
+	// Shared says that memory which processes share may come beside CRIU's images
+	// (see package sharedmem).
+	Shared        bool `protobuf:"varint,2,opt,name=shared,proto3" json:"shared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -628,6 +631,13 @@ func (x *Reserved) GetUnable() string {
 		return x.Unable
 	}
 	return ""
+}
+
+func (x *Reserved) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
 }
 
 type FilesApplied struct {
@@ -840,9 +850,10 @@ const file_podd_v1_transfer_proto_rawDesc = "" +
 	"\bcomplete\x18\x01 \x01(\bR\bcomplete\"=\n" +
 	"\vTargetError\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\"\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\":\n" +
 	"\bReserved\x12\x16\n" +
-	"\x06unable\x18\x01 \x01(\tR\x06unable\"$\n" +
+	"\x06unable\x18\x01 \x01(\tR\x06unable\x12\x16\n" +
+	"\x06shared\x18\x02 \x01(\bR\x06shared\"$\n" +
 	"\fFilesApplied\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\";\n" +
 	"\bRestored\x12/\n" +

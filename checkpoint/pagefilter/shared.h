@@ -1,0 +1,7 @@
+/* What pagefilter.c and shared.c have of one another. */
+#include <sys/types.h>
+
+#define LOCAL __attribute__((visibility("hidden")))
+
+/* Opens the image of a segment whose content is not in the images, or returns -1. */
+LOCAL int open_shared(int dir, const char *path, int flags);

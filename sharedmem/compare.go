@@ -1,0 +1,226 @@
+package sharedmem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/bits"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/zeebo/xxh3"
+	"golang.org/x/sys/unix"
+)
+
+// job is pages of one chunk to read and compare.
+type job struct {
+	s      *segment
+	c      *chunk
+	offset int64
+	pages  uint64
+}
+
+// compare reads all segments and sends what the target does not have.
+func (s *Source) compare(ctx context.Context, out Sink) (PassStats, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	jobs := make(chan job, 64)
+	var scanned, changed atomic.Int64
+	var wg sync.WaitGroup
+	// One of those that run at a time is left to who answers, as in package pagesync.
+	for range max(1, runtime.GOMAXPROCS(0)-1) {
+		wg.Go(func() {
+			buf := make([]byte, chunkSize)
+			for j := range jobs {
+				if ctx.Err() != nil {
+					continue
+				}
+				read, different, err := s.do(j, buf, out)
+				scanned.Add(read)
+				changed.Add(different)
+				if err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	err := s.walk(out, func(j job) bool {
+		select {
+		case jobs <- j:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	})
+	close(jobs)
+	wg.Wait()
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return PassStats{Segments: len(s.segments), Scanned: scanned.Load(), Changed: changed.Load()}, err
+}
+
+// walk gives a job for each chunk that has content, and says which pages are gone.
+func (s *Source) walk(out Sink, give func(job) bool) error {
+	left := maxPages
+	for _, id := range slices.Sorted(maps.Keys(s.segments)) {
+		g := s.segments[id]
+		if g.announced != g.Size {
+			if err := out.Segment(g.Segment); err != nil {
+				return err
+			}
+			g.announced = g.Size
+		}
+		present, err := g.present(&left)
+		if errors.Is(err, errTooMuch) && !s.frozen {
+			g.file.Close()
+			delete(s.segments, id)
+			if err := out.Drop(id); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, at := range slices.Sorted(maps.Keys(g.chunks)) {
+			c := g.chunks[at]
+			if err := eachRun(c.known&^present[at], func(first, n int) error {
+				offset := at + int64(first)*PageSize
+				if offset >= g.Size {
+					return nil // it has become shorter there, too
+				}
+				return out.Hole(id, offset, min(int64(n)*PageSize, g.Size-offset))
+			}); err != nil {
+				return err
+			}
+			if c.known &= present[at]; c.known == 0 {
+				delete(g.chunks, at)
+			}
+		}
+		for _, at := range slices.Sorted(maps.Keys(present)) {
+			c := g.chunks[at]
+			if c == nil {
+				c = new(chunk)
+				g.chunks[at] = c
+			}
+			if !give(job{g, c, at, present[at]}) {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// errTooMuch means that there is more shared memory than is carried.
+var errTooMuch = fmt.Errorf("more than %d GiB of shared memory", int64(maxPages)*PageSize>>30)
+
+// present returns the pages that a segment has, by chunk; of all segments no more than
+// left.
+func (g *segment) present(left *int) (map[int64]uint64, error) {
+	found := map[int64]uint64{}
+	fd := int(g.file.Fd())
+	for at := int64(0); at < g.Size; {
+		start, err := unix.Seek(fd, at, unix.SEEK_DATA)
+		if err == unix.ENXIO {
+			break
+		}
+		end := int64(0)
+		if err == nil {
+			end, err = unix.Seek(fd, start, unix.SEEK_HOLE)
+		}
+		if err == unix.ENXIO {
+			break // it has become shorter
+		}
+		if err != nil {
+			return nil, fmt.Errorf("looking for the pages of shared memory %d: %w", g.ID, err)
+		}
+		end = min(end, g.Size)
+		at = end
+		for start &^= PageSize - 1; start < end; {
+			base := start &^ (chunkSize - 1)
+			stop := min(end, base+chunkSize)
+			first, n := (start-base)/PageSize, (stop-start+PageSize-1)/PageSize
+			if *left -= int(n); *left < 0 {
+				return nil, errTooMuch
+			}
+			found[base] |= ^uint64(0) >> (chunkPages - n) << first
+			start = stop
+		}
+	}
+	return found, nil
+}
+
+// do reads pages, and sends what is different.
+func (s *Source) do(j job, buf []byte, out Sink) (read, different int64, err error) {
+	var changed uint64
+	err = eachRun(j.pages, func(first, n int) error {
+		b := buf[first*PageSize : (first+n)*PageSize]
+		got, err := pread(j.s, b, j.offset+int64(first)*PageSize)
+		if err != nil {
+			return err
+		}
+		if whole := (got + PageSize - 1) / PageSize; whole < n {
+			if s.frozen {
+				return fmt.Errorf("shared memory %d ends at %d instead of %d", j.s.ID, j.offset+int64(first*PageSize+got), j.s.Size)
+			}
+			n = whole // the rest is gone
+		}
+		clear(b[got:])
+		read += int64(n) * PageSize
+		for page := first; page < first+n; page++ {
+			hash := xxh3.Hash128Seed(buf[page*PageSize:(page+1)*PageSize], s.seed)
+			if bit := uint64(1) << page; j.c.known&bit == 0 || j.c.hash[page] != hash {
+				changed |= bit
+				j.c.known |= bit
+				j.c.hash[page] = hash
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return read, 0, err
+	}
+	err = eachRun(changed, func(first, n int) error {
+		return out.Pages(j.s.ID, j.offset+int64(first)*PageSize, buf[first*PageSize:(first+n)*PageSize])
+	})
+	return read, int64(bits.OnesCount64(changed)) * PageSize, err
+}
+
+// pread reads as much as there is.
+func pread(g *segment, b []byte, offset int64) (int, error) {
+	got := 0
+	for got < len(b) {
+		n, err := unix.Pread(int(g.file.Fd()), b[got:], offset+int64(got))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return got, fmt.Errorf("reading shared memory %d at %#x: %w", g.ID, offset, err)
+		}
+		if n == 0 {
+			break
+		}
+		got += n
+	}
+	return got, nil
+}
+
+// eachRun calls found for each run of set bits, until that fails.
+func eachRun(mask uint64, found func(first, n int) error) error {
+	for mask != 0 {
+		first := bits.TrailingZeros64(mask)
+		n := bits.TrailingZeros64(^(mask >> first))
+		if err := found(first, n); err != nil {
+			return err
+		}
+		if first+n >= 64 {
+			return nil
+		}
+		mask &= ^uint64(0) << (first + n)
+	}
+	return nil
+}
