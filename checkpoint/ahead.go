@@ -199,15 +199,19 @@ func openPagemap(pid int) (*os.File, error) { return os.Open(fmt.Sprintf("/proc/
 // privatePages returns where a mapping of a file has pages that are not the file's. It asks
 // as CRIU does (pmc_fill in criu/pagemap-cache.c), so they are what CRIU would dump.
 func privatePages(pagemap *os.File, start, end uint64) ([]pageRegion, error) {
+	return scanPages(pagemap, pagemapScanArg{
+		start: start, end: end, categoryInverted: pageIsFile | pageIsZero, categoryMask: pageIsFile | pageIsZero,
+		categoryAnyOfMask: pageIsPresent | pageIsSwapped, returnMask: pageIsPresent | pageIsSwapped | pageIsHuge,
+	})
+}
+
+// scanPages asks for all pages of the kinds that arg names.
+func scanPages(pagemap *os.File, arg pagemapScanArg) ([]pageRegion, error) {
 	vec := make([]pageRegion, 256)
 	var all []pageRegion
-	for start < end {
-		arg := pagemapScanArg{
-			start: start, end: end, vec: uintptr(unsafe.Pointer(&vec[0])), vecLen: uint64(len(vec)),
-			categoryInverted: pageIsFile | pageIsZero, categoryMask: pageIsFile | pageIsZero,
-			categoryAnyOfMask: pageIsPresent | pageIsSwapped, returnMask: pageIsPresent | pageIsSwapped | pageIsHuge,
-		}
-		arg.size = uint64(unsafe.Sizeof(arg))
+	for arg.start < arg.end {
+		arg.size, arg.walkEnd = uint64(unsafe.Sizeof(arg)), 0
+		arg.vec, arg.vecLen = uintptr(unsafe.Pointer(&vec[0])), uint64(len(vec))
 		n, _, errno := unix.Syscall(unix.SYS_IOCTL, pagemap.Fd(), pagemapScan, uintptr(unsafe.Pointer(&arg)))
 		runtime.KeepAlive(vec)
 		if errno == unix.EINTR {
@@ -217,10 +221,10 @@ func privatePages(pagemap *os.File, start, end uint64) ([]pageRegion, error) {
 			return nil, os.NewSyscallError("PAGEMAP_SCAN", errno)
 		}
 		all = append(all, vec[:n]...)
-		if arg.walkEnd <= start {
+		if arg.walkEnd <= arg.start {
 			break
 		}
-		start = arg.walkEnd
+		arg.start = arg.walkEnd
 	}
 	return all, nil
 }

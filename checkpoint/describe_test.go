@@ -76,7 +76,7 @@ func TestLibraryAnswers(t *testing.T) {
 	if err := os.WriteFile(program+".c", []byte(asksMappings), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, arguments := range [][]string{{"-o", program, program + ".c"}, {"-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", library, "pagefilter/pagefilter.c", "pagefilter/shared.c"}} {
+	for _, arguments := range [][]string{{"-o", program, program + ".c"}, {"-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", library, "pagefilter/pagefilter.c", "pagefilter/rseq.c", "pagefilter/shared.c", "pagefilter/userfault.c"}} {
 		if out, err := exec.Command("cc", arguments...).CombinedOutput(); err != nil {
 			t.Fatalf("cc: %v\n%s", err, out)
 		}

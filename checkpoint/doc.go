@@ -52,7 +52,13 @@
 // carry memory itself. A small library in CRIU (pagefilter) keeps the ranges that
 // DumpOptions.LeaveOut names out of what CRIU asks the kernel for; the dump neither
 // copies them nor looks at their page tables, nor are they gone through for smaps
-// (mappings.go). RestoreOptions.Lazy gets the userfaultfds that CRIU makes for "lazy pages", and whoever has them fills the
+// (mappings.go). RestoreOptions.Lazy gets a userfaultfd of each process, and whoever has them fills the
 // memory in, before or after the pod runs. Pages that CRIU did dump are restored by
 // it, whatever it calls lazy: ReceivePages takes that mark off.
+//
+// The userfaultfds are CRIU's, of "lazy pages", or the library's, which makes a restore
+// of many mappings faster (inplace.go). Nothing may be there then that was left out when it is
+// registered, for it would hide what was at the source. So CRIU carries the pages that the kernel
+// writes to while threads are restored (pagefilter/rseq.c), and the hold is not reached if there
+// is any other (ErrTouched).
 package checkpoint

@@ -487,5 +487,5 @@ func (d *Dump) checkLeftOut(result *DumpResult) error {
 		return nil
 	}
 	d.log.Debug("memory was left out", "bytes", result.LeftOut, "mappings-described", d.leftOut.textsRead())
-	return markLeftOut(d.options.ImagesDir, result.LeftOut)
+	return markLeftOut(d.options.ImagesDir, d.leftOut.absent())
 }

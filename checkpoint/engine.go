@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
@@ -54,7 +55,7 @@ type Options struct {
 	Debug bool
 }
 
-// Engine runs CRIU. It has no state of its own and is safe for concurrent use.
+// Engine runs CRIU. It is safe for concurrent use.
 type Engine struct {
 	path       string
 	version    int
@@ -65,6 +66,8 @@ type Engine struct {
 	canLeaveOut func() error
 	// canRestoreLazily is tryLazy, called once.
 	canRestoreLazily func() error
+	// outOfPlace is true when a restore in place has failed.
+	outOfPlace atomic.Bool
 }
 
 // Open finds CRIU, asks its version and fills the cache of kernel features

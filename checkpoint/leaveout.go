@@ -6,9 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"unsafe"
@@ -180,6 +178,18 @@ func (t *leftOutTable) cut() (absent, dumped int64) {
 	return absent, dumped
 }
 
+// absent returns the ranges that are in no image, by process and start.
+func (t *leftOutTable) absent() []MemoryRange {
+	var all []MemoryRange
+	for i := range int(*t.word(16)) {
+		at := rangesAt + i*rangeEntry
+		if atomic.LoadUint64(t.word(at+24))&rangeInImage == 0 {
+			all = append(all, MemoryRange{PID: int(*t.word(at)), Start: *t.word(at + 8), End: *t.word(at + 16)})
+		}
+	}
+	return all
+}
+
 func (t *leftOutTable) close() error {
 	err := unix.Munmap(t.mem)
 	t.mem = nil
@@ -246,31 +256,4 @@ func hasPagemapScan() error {
 		return fmt.Errorf("the kernel has no PAGEMAP_SCAN: %w", errno)
 	}
 	return nil
-}
-
-// leftOutName is the image that says that there is memory which is not in the
-// others. CRIU knows nothing of it.
-const leftOutName = "left-out.img"
-
-// errLeftOut means that an image alone does not make the pod.
-var errLeftOut = errors.New("part of the pod's memory is not in the image, and nobody is there to fill it in")
-
-// markLeftOut writes leftOutName.
-func markLeftOut(imagesDir string, bytes int64) error {
-	if err := os.WriteFile(filepath.Join(imagesDir, leftOutName), fmt.Appendf(nil, "%d bytes of memory are not here\n", bytes), 0o600); err != nil {
-		return fmt.Errorf("marking the image as incomplete: %w", err)
-	}
-	return nil
-}
-
-// checkComplete refuses a marked image.
-func checkComplete(imagesDir string) error {
-	_, err := os.Lstat(filepath.Join(imagesDir, leftOutName))
-	if err == nil {
-		return errLeftOut
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return fmt.Errorf("reading the image: %w", err)
 }

@@ -45,13 +45,14 @@ type RestoreOptions struct {
 	// ExternalMounts finds the keys of DumpOptions.ExternalMounts: from the
 	// key to a path on this host.
 	ExternalMounts map[string]string
-	// Lazy gets the userfaultfd of each process, by its number in the pod, as CRIU
-	// makes it, and owns it from then on. All private anonymous memory that is
-	// neither locked nor of huge pages is registered with it (UFFDIO_REGISTER, mode
-	// missing) by the time of the hold, when Lazy has been called for every process.
-	// What DumpOptions.LeaveOut named is missing there; what else is missing was
-	// not there at the source. Processes may wait for pages from Lazy on, already
-	// before the hold. The pages must have come by ReceivePages. Nil restores
+	// Lazy gets the userfaultfd of each process, by its number in the pod, as it
+	// is made, and owns it from then on. All mappings with memory that
+	// DumpOptions.LeaveOut named are registered with it (UFFDIO_REGISTER, mode
+	// missing) by the time of the hold, when Lazy has been called for every process;
+	// if CRIU registers them, all other private anonymous memory is, too, that is
+	// neither locked nor of huge pages. What LeaveOut named is missing there; what
+	// else is missing was not there at the source. Processes may wait for pages from
+	// Lazy on, already before the hold. The pages must have come by ReceivePages. Nil restores
 	// complete images only, without userfaultfd.
 	Lazy func(pid int, uffd *os.File) error
 	// Policy is what the images may make at most. Nil means that they come
@@ -69,8 +70,12 @@ type Restore struct {
 	options RestoreOptions
 	op      *operation
 	worker  *worker
-	// lazy is where the userfaultfds come in, nil without Lazy.
-	lazy *lazyPages
+	// lazy is where CRIU's userfaultfds come in, nil without Lazy; inPlace those of
+	// the library, if they are used.
+	lazy    *lazyPages
+	inPlace *inPlace
+	// mayBeInPlace says that they can be.
+	mayBeInPlace bool
 	// refused is what Lazy failed with, known after release.
 	refused error
 	// verified is what Verify found.
@@ -124,7 +129,11 @@ func (r *Restore) prepare(ctx context.Context) error {
 	if r.op, err = openOperation(r.options.ImagesDir, r.options.WorkDir); err != nil {
 		return err
 	}
+	if err := removeUserfaultSocket(r.options.ImagesDir); err != nil {
+		return err
+	}
 	if r.options.Lazy != nil {
+		r.mayBeInPlace = r.engine.canRestoreInPlace()
 		if r.lazy, err = listenLazy(r.op.work, r.options.Lazy); err != nil {
 			return err
 		}
@@ -134,7 +143,7 @@ func (r *Restore) prepare(ctx context.Context) error {
 		return err
 	}
 	defer output.Close()
-	if r.worker, err = r.engine.startWorker(workerOptions{netNS: r.options.NetNS, output: output, log: r.log}); err != nil {
+	if r.worker, err = r.engine.startWorker(workerOptions{netNS: r.options.NetNS, output: output, userfault: r.options.Lazy != nil, log: r.log}); err != nil {
 		return err
 	}
 	if err := r.options.Hooks.JoinCgroup(r.worker.pid()); err != nil {
@@ -157,10 +166,20 @@ func (r *Restore) release() {
 	if r.worker != nil {
 		r.worker.stop()
 	}
-	if r.lazy != nil {
-		var err error
-		if r.refused, err = r.lazy.close(); err != nil {
+	if r.inPlace != nil {
+		refused, err := r.inPlace.close()
+		if err != nil {
 			r.log.Warn("closing the way of userfaultfds failed", "error", err)
+		}
+		r.refused, r.inPlace = refused, nil
+	}
+	if r.lazy != nil {
+		refused, err := r.lazy.close()
+		if err != nil {
+			r.log.Warn("closing the way of userfaultfds failed", "error", err)
+		}
+		if refused != nil {
+			r.refused = refused
 		}
 		r.lazy = nil
 	}
@@ -254,10 +273,10 @@ func (r *Restore) run(ctx context.Context) error {
 		case "post-restore":
 			r.log.Debug("pod is restored and held", "restore", time.Since(started), "pid", r.pid)
 			r.adopting.Wait()
-			if r.adoptErr != nil || r.lazy == nil {
+			if r.adoptErr != nil {
 				return r.adoptErr
 			}
-			return r.lazy.wait(ctx, r.worker.exited)
+			return r.registered(ctx)
 		}
 		if err := r.worker.answer(true); err != nil {
 			return err
@@ -265,10 +284,19 @@ func (r *Restore) run(ctx context.Context) error {
 	}
 }
 
-// fillLater has CRIU register memory that Lazy fills in, if there is one.
+// fillLater has memory registered that Lazy fills in, if there is one: here at the
+// hold, or else by CRIU.
 func (r *Restore) fillLater(opts *rpc.CriuOpts) error {
 	if r.lazy == nil {
 		return checkComplete(r.options.ImagesDir)
+	}
+	left, known, err := readLeftOut(r.options.ImagesDir)
+	if err != nil {
+		return err
+	}
+	if known && r.mayBeInPlace {
+		r.inPlace, err = startInPlace(r.op.images, left, r.options.Lazy)
+		return err
 	}
 	processes, err := countProcesses(r.options.ImagesDir)
 	if err != nil {
@@ -276,6 +304,24 @@ func (r *Restore) fillLater(opts *rpc.CriuOpts) error {
 	}
 	r.lazy.start(processes)
 	opts.LazyPages = proto.Bool(true)
+	return nil
+}
+
+// registered returns at the hold, when all memory is registered that Lazy fills in.
+func (r *Restore) registered(ctx context.Context) error {
+	switch {
+	case r.inPlace != nil:
+		begin := time.Now()
+		err := r.inPlace.register(ctx, r.worker.exited)
+		r.log.Debug("memory is registered", "duration", time.Since(begin), "error", err)
+		if err != nil && ctx.Err() == nil && !errors.Is(err, errWorkerGone) && r.inPlace.refused == nil {
+			r.engine.outOfPlace.Store(true)
+			r.log.Error("from now on CRIU registers memory that is filled in, which takes longer", "error", err)
+		}
+		return err
+	case r.lazy != nil:
+		return r.lazy.wait(ctx, r.worker.exited)
+	}
 	return nil
 }
 

@@ -55,6 +55,8 @@ type workerOptions struct {
 	leftOut *leftOutTable
 	// shared is the table of shared memory to leave out of a dump, or nil.
 	shared *sharedTable
+	// userfault has restored processes make userfaultfds.
+	userfault bool
 	// output gets what CRIU says before its log file is open.
 	output *os.File
 	log    *slog.Logger
@@ -89,6 +91,9 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 			cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", sharedVarName, 3+len(cmd.ExtraFiles)))
 			cmd.ExtraFiles = append(cmd.ExtraFiles, options.shared.file)
 		}
+	}
+	if options.userfault {
+		cmd.Env = append(cmd.Env, userfaultVariable+"=1")
 	}
 	if options.output != nil {
 		cmd.Stdout, cmd.Stderr = options.output, options.output

@@ -12,7 +12,8 @@
  * layout): a file whose descriptor the variable PODD_PAGEFILTER names. podd fills it when the pod
  * is frozen, the ranges before CRIU looks at the pod's memory; here is noted what was made use of.
  *
- * Shared memory is in shared.c.
+ * It also knows pages that CRIU carries in any case (rseq.c), and makes userfaultfds in a restore
+ * (userfault.c). Shared memory is in shared.c.
  *
  * In the CRIU of a restore, as in that of a dump, it asks for the processor's features before CRIU
  * is told what to do: in a virtual machine that takes milliseconds, and CRIU remembers the answer.
@@ -32,17 +33,19 @@
 #include <unistd.h>
 
 #include "shared.h"
+#include "userfault.h"
 
 #define MAGIC 0x31464c4444444f50 /* "PODDLF1": what podd wrote is of this layout */
 #define MAX_RANGES 65536
 #define MAX_TEXTS 1024
 
 #define CUT 1 /* the range was cut from a question */
+#define IN_IMAGE 2 /* podd puts its pages into the image */
 
 struct range {
 	uint64_t pid; /* as CRIU sees it */
 	uint64_t start, end;
-	uint64_t flags; /* CUT is set here; others are podd's */
+	uint64_t flags; /* CUT is set here, IN_IMAGE by podd */
 };
 
 struct text {
@@ -77,6 +80,7 @@ struct pm_scan_arg {
 
 #define SCAN _IOWR('f', 16, struct pm_scan_arg)
 #define PAGE_IS_PRESENT (1 << 3)
+#define PAGE 4096
 
 static struct table *table;
 static uint64_t table_size;
@@ -168,18 +172,29 @@ static long scan(int fd, struct pm_scan_arg *arg)
 
 	for (;;) {
 		struct pm_scan_arg part = *arg;
+		uint64_t kept = UINT64_MAX;
 		long n;
 
+		while (r < end && r->pid == pid && r->end <= at)
+			r++;
 		while (r < end && r->pid == pid && r->start <= at && at < arg->end) {
 			r->flags |= CUT;
+			kept = r->flags & IN_IMAGE ? UINT64_MAX : podd_kept_page(at);
+			if (kept == at)
+				break;
 			at = r->end < arg->end ? r->end : arg->end;
-			r++;
+			if (kept < at)
+				at = kept;
+			else
+				r++;
 		}
 		/* A full answer that ends early is usual: CRIU asks on from walk_end. */
 		if (at >= arg->end || found == arg->vec_len)
 			break;
 		part.start = at;
-		if (r < end && r->pid == pid && r->start < arg->end)
+		if (kept == at)
+			part.end = at + PAGE;
+		else if (r < end && r->pid == pid && r->start < arg->end)
 			part.end = r->start;
 		part.vec += found * sizeof(struct page_region);
 		part.vec_len -= found;
@@ -311,8 +326,10 @@ static int open_described(int dir, const char *path, int flags, mode_t mode)
 
 static int open_at(int dir, const char *path, int flags, mode_t mode)
 {
-	int fd = open_described(dir, path, flags, mode);
+	int fd;
 
+	podd_open_image(dir, path);
+	fd = open_described(dir, path, flags, mode);
 	if (fd < 0 && errno == ENOENT && (flags & O_ACCMODE) == O_RDONLY)
 		fd = open_shared(dir, path, flags);
 	return fd;

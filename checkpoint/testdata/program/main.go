@@ -7,6 +7,7 @@
 //	syscall NUMBER ARG... makes a system call; @HEX is a pointer to these bytes
 //	spawn FLAGS [trace]   starts a process with these clone flags
 //	spawn 0 headless      starts one that ends its first thread
+//	exec FILE ARG...      starts a program, which remains this one's child
 //	kill PID              ends it
 //
 // It keeps the descriptors sent to the unix socket /tmp/give, one per
@@ -112,6 +113,13 @@ func run(root, mebibytes string) error {
 				fmt.Fprintln(c, systemCall(words[1:]))
 			case "spawn":
 				fmt.Fprintln(c, spawn(words[1], append(words, "")[2]))
+			case "exec":
+				process, err := os.StartProcess(words[1], words[1:], &os.ProcAttr{Files: []*os.File{nil, nil, nil}})
+				if err != nil {
+					fmt.Fprintln(c, 0, err)
+					continue
+				}
+				fmt.Fprintln(c, process.Pid, nil)
 			case "kill":
 				pid, _ := strconv.Atoi(words[1])
 				syscall.Kill(pid, syscall.SIGKILL)
