@@ -113,8 +113,8 @@ func (s *Source) finish(ctx context.Context, l *link, stats *FinishStats) error 
 		})
 		return jobs, err
 	}
-	_, err := compare(hot, workers(), nil)
-	if some := workers() / 2; err == nil && s.patience != nil && some > 0 {
+	_, err := compare(hot, Workers(), nil)
+	if some := Workers() / 2; err == nil && s.patience != nil && some > 0 {
 		n, _ := slices.BinarySearchFunc(cold, smallMapping+1, func(j job, size int64) int { return cmp.Compare(j.size, size) })
 		var rest []job
 		rest, err = compare(cold[:n], some, s.patience)
@@ -124,7 +124,7 @@ func (s *Source) finish(ctx context.Context, l *link, stats *FinishStats) error 
 		err = s.yield(ctx, l)
 	}
 	if err == nil {
-		_, err = compare(cold, workers(), nil)
+		_, err = compare(cold, Workers(), nil)
 	}
 	stats.Same, stats.Changed = same.Load(), changed.Load()
 	if err != nil {

@@ -58,7 +58,7 @@ func (s *Source) eachProcess(ctx context.Context, do func(*process) error) error
 	var wg sync.WaitGroup
 	var next atomic.Int64
 	errs := make([]error, len(s.processes))
-	for range workers() {
+	for range Workers() {
 		wg.Go(func() {
 			for {
 				i := int(next.Add(1)) - 1

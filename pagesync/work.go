@@ -40,10 +40,18 @@ func (p *process) jobs(give func(job) bool) error {
 	return err
 }
 
-// workers is how many goroutines read and compare: one of those that run at a time
-// is left to who answers. Go looks at connections when it has nothing else to run, or
-// after 10 ms; a fault, and CRIU beside it, would wait as long.
-func workers() int { return max(1, runtime.GOMAXPROCS(0)-1) }
+// beside is how many goroutines of podd may be busy with a frozen pod beside those that
+// compare memory, and one that is left to who answers.
+const beside = 3
+
+// Processors returns how many threads are to run Go code at a time on a machine with so
+// many processors. Go looks at connections when it has nothing else to run, or after 10 ms;
+// a fault, and CRIU beside it, would wait as long. So there is always one with nothing
+// to run while private and shared memory are compared, each by Workers.
+func Processors(n int) int { return 2*n + beside }
+
+// Workers is how many goroutines read and compare: one for each processor.
+func Workers() int { return max(1, (runtime.GOMAXPROCS(0)-beside)/2) }
 
 // work has produce's jobs done by so many goroutines, each with a function that
 // newWorker returns, until all are done or one fails.

@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"maps"
 	"math/bits"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
+
+	"podd/pagesync"
 )
 
 // job is pages of one chunk to read and compare.
@@ -30,8 +31,7 @@ func (s *Source) compare(ctx context.Context, out Sink) (PassStats, error) {
 	jobs := make(chan job, 64)
 	var scanned, changed atomic.Int64
 	var wg sync.WaitGroup
-	// One of those that run at a time is left to who answers, as in package pagesync.
-	for range max(1, runtime.GOMAXPROCS(0)-1) {
+	for range pagesync.Workers() {
 		wg.Go(func() {
 			buf := make([]byte, chunkSize)
 			for j := range jobs {

@@ -15,6 +15,7 @@ import (
 
 	"podd/namespace"
 	"podd/pager"
+	"podd/pagesync"
 	"podd/podd"
 	"podd/sharedmem"
 	"podd/trust"
@@ -33,8 +34,8 @@ func main() {
 		os.Exit(sharedmem.Main())
 	}
 	// Comparing memory keeps all processors busy, and leaves one of these free for
-	// everything that waits (package pagesync).
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
+	// everything that waits.
+	runtime.GOMAXPROCS(pagesync.Processors(runtime.GOMAXPROCS(0)))
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
