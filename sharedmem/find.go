@@ -23,7 +23,7 @@ const (
 	// MaxName is the longest name of a memfd (MFD_NAME_MAX_LEN of mm/memfd.c).
 	MaxName = 249
 	// MaxSegments is how many segments of a pod are carried; CRIU carries the others.
-	MaxSegments = 4096
+	MaxSegments = 1024
 	// maxID is the highest number that CRIU's images have for a segment.
 	maxID = math.MaxUint32
 	// sealSeal is F_SEAL_SEAL of include/uapi/linux/fcntl.h: what a memfd has that
@@ -109,27 +109,19 @@ func (f *finder) mappings(pid int) error {
 	if err != nil {
 		return err
 	}
-	device := fmt.Sprintf("%02x:%02x", unix.Major(f.dev), unix.Minor(f.dev))
 	for line := range bytes.Lines(maps) {
-		fields := bytes.Fields(line)
-		if len(fields) < 5 || string(fields[3]) != device {
+		m, ok := procfs.ParseMapping(bytes.TrimSuffix(line, []byte("\n")))
+		if !ok {
+			return fmt.Errorf("malformed line %q in maps", line)
+		}
+		if m.Inode == 0 || unix.Mkdev(m.Major, m.Minor) != f.dev {
 			continue
 		}
-		inode, err := strconv.ParseUint(string(fields[4]), 10, 64)
-		if err != nil {
-			return fmt.Errorf("malformed line %q in maps: %w", line, err)
+		if f.found[m.Inode] == nil {
+			f.add(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, m.Start, m.End))
 		}
-		if f.found[inode] == nil {
-			f.add(fmt.Sprintf("/proc/%d/map_files/%s", pid, fields[0]))
-		}
-		if s := f.found[inode]; s != nil {
-			first, last, _ := strings.Cut(string(fields[0]), "-")
-			start, err1 := strconv.ParseUint(first, 16, 64)
-			end, err2 := strconv.ParseUint(last, 16, 64)
-			if err := errors.Join(err1, err2); err != nil {
-				return fmt.Errorf("malformed line %q in maps: %w", line, err)
-			}
-			s.mappedBy[pid] += end - start
+		if s := f.found[m.Inode]; s != nil {
+			s.mappedBy[pid] += m.End - m.Start
 		}
 	}
 	return nil

@@ -28,7 +28,7 @@
 #include "shared.h"
 
 #define MAGIC 0x3148534444444f50 /* "PODDSH1" */
-#define MAX_SEGMENTS 4096
+#define MAX_SEGMENTS 1024
 
 struct segment {
 	uint64_t dev, ino;
