@@ -158,8 +158,8 @@ func (p *process) tail(n int64) int64 {
 }
 
 // follow sends the output from a position on, then how it ended.
-func (p *process) follow(ctx context.Context, from *poddv1.OutputPosition, untilEnd bool, send func(output) error) error {
-	hop := p.hops.count()
+// hop is the number of hops before any input came that may bring the next.
+func (p *process) follow(ctx context.Context, from *poddv1.OutputPosition, hop int, untilEnd bool, send func(output) error) error {
 	out, err := int(from.GetStdout()), int(from.GetStderr())
 	for {
 		p.mu.Lock()

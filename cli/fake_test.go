@@ -247,7 +247,7 @@ func (s *server) Logs(ctx context.Context, r *connect.Request[poddv1.LogsRequest
 	if position == nil {
 		position = &poddv1.OutputPosition{Stdout: p.main.tail(r.Msg.GetTail())}
 	}
-	return p.main.follow(ctx, position, r.Msg.GetFollow(), func(o output) error {
+	return p.main.follow(ctx, position, p.main.hops.count(), r.Msg.GetFollow(), func(o output) error {
 		return stream.Send(&poddv1.LogsResponse{Stdout: o.stdout, Stderr: o.stderr, Position: o.position, Moved: o.moved})
 	})
 }
@@ -269,13 +269,13 @@ func (s *server) Attach(ctx context.Context, stream *connect.BidiStream[poddv1.A
 		return err
 	}
 	p.main.resize(first.GetStart().GetWindow())
-	in := p.main.input()
+	in, hop := p.main.input(), p.main.hops.count()
 	go in.feed(func() ([]byte, *poddv1.WindowSize, bool, error) {
 		m, err := stream.Receive()
 		return m.GetStdin(), m.GetWindow(), m.GetEndOfInput(), err
 	})
 	defer in.stop()
-	return p.main.follow(ctx, position, true, func(o output) error {
+	return p.main.follow(ctx, position, hop, true, func(o output) error {
 		m := &poddv1.AttachResponse{Position: o.position}
 		switch {
 		case o.moved:
@@ -328,13 +328,13 @@ func (s *server) Exec(ctx context.Context, stream *connect.BidiStream[poddv1.Exe
 		return err
 	}
 	process.resize(start.GetWindow())
-	in := process.input()
+	in, hop := process.input(), process.hops.count()
 	go in.feed(func() ([]byte, *poddv1.WindowSize, bool, error) {
 		m, err := stream.Receive()
 		return m.GetStdin(), m.GetWindow(), m.GetEndOfInput(), err
 	})
 	defer in.stop()
-	return process.follow(ctx, process.relayed(), true, func(o output) error {
+	return process.follow(ctx, process.relayed(), hop, true, func(o output) error {
 		process.relay(o.position)
 		m := &poddv1.ExecResponse{}
 		switch {

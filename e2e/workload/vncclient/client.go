@@ -148,18 +148,21 @@ func (c *Client) serve(r *reader) error {
 }
 
 // update takes one update in and asks for the next, only then: so a slow viewer
-// gets fewer, and how many come says that both ends and the way are alive.
+// gets fewer, and how many come says that both ends and the way are alive. Who waits
+// for the update goes on after that, so what it sends comes later.
 func (c *Client) update(r *reader) error {
 	damage, rectangles, err := r.update()
 	if err != nil {
 		return err
 	}
+	now := time.Now()
+	err = c.request(r.screen.Rect.Size(), true)
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.picture.Rect != r.screen.Rect {
 		c.picture, damage = image.NewRGBA(r.screen.Rect), r.screen.Rect
 	}
 	draw.Draw(c.picture, damage, r.screen, damage.Min, draw.Src)
-	now := time.Now()
 	c.stats = Stats{
 		Updates: c.stats.Updates + 1, Rectangles: c.stats.Rectangles + int64(rectangles), Bytes: r.received(),
 		Silence: max(c.stats.Silence, now.Sub(c.quiet)),
@@ -167,8 +170,7 @@ func (c *Client) update(r *reader) error {
 	c.quiet = now
 	close(c.changed)
 	c.changed = make(chan struct{})
-	c.mu.Unlock()
-	return c.request(r.screen.Rect.Size(), true)
+	return err
 }
 
 // Name is the desktop's name.
