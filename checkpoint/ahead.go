@@ -1,7 +1,6 @@
 package checkpoint
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -80,7 +79,7 @@ func sendAhead(ctx context.Context, w io.Writer, init int, cgroup string) (*ahea
 	if err != nil {
 		return nil, fmt.Errorf("looking at the pod's init: %w", err)
 	}
-	pids, err := processesIn(cgroup)
+	pids, err := procfs.CgroupProcesses(cgroup)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +103,7 @@ func (a *aheadPages) sendProcess(w io.Writer, pid, depth int) error {
 	if err != nil || len(numbers) != depth {
 		return err
 	}
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	mappings, err := procfs.Mappings(pid)
 	if err != nil {
 		return err
 	}
@@ -119,10 +118,9 @@ func (a *aheadPages) sendProcess(w io.Writer, pid, depth int) error {
 	a.processes = append(a.processes, p)
 	buf := make([]byte, pageBuffer)
 	var sent uint64
-	for line := range bytes.Lines(maps) {
-		m, ok := procfs.ParseMapping(bytes.TrimSuffix(line, []byte("\n")))
+	for _, m := range mappings {
 		// The process may change its mappings while they are read.
-		if !ok || !sentAhead(m) || m.Start < sent {
+		if !sentAhead(m) || m.Start < sent {
 			continue
 		}
 		sent = m.End

@@ -57,7 +57,7 @@ func (d *Dump) describeOthers(ctx context.Context, described map[int]bool) {
 	if d.options.FreezeCgroup == "" {
 		return
 	}
-	pids, err := processesIn(d.options.FreezeCgroup)
+	pids, err := procfs.CgroupProcesses(d.options.FreezeCgroup)
 	if err != nil {
 		d.log.Debug("CRIU gets no mappings described", "error", err)
 		return

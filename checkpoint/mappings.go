@@ -36,7 +36,7 @@ func readLargeFlags(cgroup string) map[int]mappingFlags {
 	if cgroup == "" {
 		return all
 	}
-	pids, err := processesIn(cgroup)
+	pids, err := procfs.CgroupProcesses(cgroup)
 	if err != nil {
 		return all
 	}

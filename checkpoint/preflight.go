@@ -9,7 +9,6 @@ import (
 	"slices"
 	"sort"
 	"strconv"
-	"strings"
 	"time"
 
 	"podd/pod"
@@ -294,15 +293,11 @@ func cgroupProcesses(dir string) ([]int, error) {
 		if !d.IsDir() {
 			return nil
 		}
-		b, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		found, err := procfs.CgroupProcesses(path)
 		if err != nil {
 			return err
 		}
-		for _, field := range strings.Fields(string(b)) {
-			pid, err := strconv.Atoi(field)
-			if err != nil {
-				return fmt.Errorf("%s/cgroup.procs: %w", path, err)
-			}
+		for _, pid := range found {
 			// 0 is a process outside of our pid namespace.
 			if pid != 0 {
 				pids = append(pids, pid)

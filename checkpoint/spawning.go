@@ -3,11 +3,7 @@ package checkpoint
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -67,7 +63,7 @@ func (d *Dump) freezeBetweenSpawns(ctx context.Context) (since time.Time, err er
 // spawning returns a process of the cgroup that shares its parent's memory, which
 // means that it has not yet executed its own program; 0 if there is none.
 func spawning(cgroup string) (int, error) {
-	pids, err := processesIn(cgroup)
+	pids, err := procfs.CgroupProcesses(cgroup)
 	if err != nil {
 		return 0, err
 	}
@@ -124,21 +120,4 @@ func sharingMemory(pids []int) (map[int]int, error) {
 		shared[pids[i]] = space
 	}
 	return shared, failed
-}
-
-// processesIn lists the processes of a cgroup.
-func processesIn(cgroup string) ([]int, error) {
-	list, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
-	if err != nil {
-		return nil, fmt.Errorf("listing processes: %w", err)
-	}
-	var pids []int
-	for word := range strings.FieldsSeq(string(list)) {
-		pid, err := strconv.Atoi(word)
-		if err != nil {
-			return nil, fmt.Errorf("malformed list of processes: %w", err)
-		}
-		pids = append(pids, pid)
-	}
-	return pids, nil
 }

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +15,7 @@ import (
 	"podd/fault"
 	"podd/pager"
 	"podd/pod"
+	"podd/procfs"
 )
 
 const (
@@ -241,15 +239,11 @@ func thawKilled(dir string) error {
 	if err != nil || !frozen {
 		return err
 	}
-	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	pids, err := procfs.CgroupProcesses(dir)
 	if err != nil {
-		return fmt.Errorf("looking for processes: %w", err)
+		return err
 	}
-	for field := range strings.FieldsSeq(string(data)) {
-		pid, err := strconv.Atoi(field)
-		if err != nil {
-			return fmt.Errorf("looking for processes: %w", err)
-		}
+	for _, pid := range pids {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("killing process %d: %w", pid, err)
 		}

@@ -3,17 +3,13 @@ package podd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"podd/fault"
 	"podd/namespace"
 	"podd/pod"
+	"podd/procfs"
 	"podd/sharedmem"
 )
 
@@ -28,15 +24,14 @@ func awaitEmpty(ctx context.Context, dir, images string) error {
 		return err
 	}
 	for deadline := time.Now().Add(dyingTime); ; {
-		procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		pids, err := procfs.CgroupProcesses(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("looking for processes: %w", err)
+			return err
 		}
-		fields := strings.Fields(string(procs))
-		if len(fields) == 0 || len(fields) == 1 && fields[0] == strconv.Itoa(keeper) || time.Now().After(deadline) {
+		if len(pids) == 0 || len(pids) == 1 && pids[0] == keeper || time.Now().After(deadline) {
 			return nil
 		}
 		select {

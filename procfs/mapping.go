@@ -66,6 +66,25 @@ func ParseMapping(line []byte) (m Mapping, ok bool) {
 	return m, true
 }
 
+// Mappings lists the mappings of a process, in order of their addresses.
+func Mappings(pid int) ([]Mapping, error) { return readMappings(fmt.Sprintf("/proc/%d/maps", pid)) }
+
+func readMappings(name string) ([]Mapping, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Mapping, 0, bytes.Count(text, []byte("\n")))
+	for line := range bytes.Lines(text) {
+		m, ok := ParseMapping(bytes.TrimSuffix(line, []byte("\n")))
+		if !ok {
+			return nil, fmt.Errorf("malformed line %q in maps", line)
+		}
+		all = append(all, m)
+	}
+	return all, nil
+}
+
 // Maps answers questions about the mappings of one process.
 type Maps struct {
 	fd int
@@ -139,19 +158,10 @@ func (m *Maps) Next(address uint64) (found Mapping, ok bool, err error) {
 }
 
 // readText reads all mappings at once.
-func (m *Maps) readText() error {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", m.fd))
-	if err != nil {
-		return err
+func (m *Maps) readText() (err error) {
+	m.lines, err = readMappings(fmt.Sprintf("/proc/self/fd/%d", m.fd))
+	for i := range m.lines {
+		m.lines[i].Name = ""
 	}
-	m.lines = []Mapping{}
-	for line := range bytes.Lines(text) {
-		mapping, ok := ParseMapping(bytes.TrimSuffix(line, []byte("\n")))
-		if !ok {
-			return fmt.Errorf("malformed line %q in maps", line)
-		}
-		mapping.Name = ""
-		m.lines = append(m.lines, mapping)
-	}
-	return nil
+	return err
 }

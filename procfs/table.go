@@ -3,8 +3,11 @@ package procfs
 import (
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // PIDs lists the processes that this one sees.
@@ -18,6 +21,24 @@ func PIDs() ([]int, error) {
 		if pid, err := strconv.Atoi(name); err == nil {
 			pids = append(pids, pid)
 		}
+	}
+	return pids, nil
+}
+
+// CgroupProcesses lists the processes of a cgroup, by its directory; 0 is one that is in
+// no pid namespace that this process sees.
+func CgroupProcesses(dir string) ([]int, error) {
+	list, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return nil, fmt.Errorf("listing the processes of a cgroup: %w", err)
+	}
+	var pids []int
+	for field := range strings.FieldsSeq(string(list)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			return nil, fmt.Errorf("listing the processes of cgroup %s: %w", dir, err)
+		}
+		pids = append(pids, pid)
 	}
 	return pids, nil
 }

@@ -1,14 +1,11 @@
 package sharedmem
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -73,17 +70,13 @@ func kernelMount() (dev uint64, err error) {
 // meanwhile are none to wait for: what is not found is CRIU's. The caller closes the
 // files.
 func find(cgroup string, dev uint64) (map[uint64]*segment, error) {
-	list, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
+	pids, err := procfs.CgroupProcesses(cgroup)
 	if err != nil {
-		return nil, fmt.Errorf("listing processes that may share memory: %w", err)
+		return nil, err
 	}
 	f := finder{dev: dev, found: map[uint64]*segment{}}
-	for word := range strings.FieldsSeq(string(list)) {
-		pid, err := strconv.Atoi(word)
-		if err != nil {
-			return nil, fmt.Errorf("malformed list of processes: %w", err)
-		}
-		err = errors.Join(f.mappings(pid), f.descriptors(pid))
+	for _, pid := range pids {
+		err := errors.Join(f.mappings(pid), f.descriptors(pid))
 		if err != nil && !procfs.Gone(err) && !errors.Is(err, fs.ErrNotExist) {
 			closeAll(f.found)
 			return nil, fmt.Errorf("looking for shared memory of process %d: %w", pid, err)
@@ -103,17 +96,13 @@ type finder struct {
 	found map[uint64]*segment
 }
 
-// mappings looks at /proc/PID/maps (proc_pid_maps(5)).
+// mappings looks at /proc/PID/maps.
 func (f *finder) mappings(pid int) error {
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	mappings, err := procfs.Mappings(pid)
 	if err != nil {
 		return err
 	}
-	for line := range bytes.Lines(maps) {
-		m, ok := procfs.ParseMapping(bytes.TrimSuffix(line, []byte("\n")))
-		if !ok {
-			return fmt.Errorf("malformed line %q in maps", line)
-		}
+	for _, m := range mappings {
 		if m.Inode == 0 || unix.Mkdev(m.Major, m.Minor) != f.dev {
 			continue
 		}
