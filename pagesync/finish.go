@@ -88,7 +88,7 @@ func (s *Source) finish(ctx context.Context, l *link, stats *FinishStats) error 
 	var same, changed atomic.Int64
 	// compare returns the jobs that were not begun when until was closed.
 	compare := func(jobs []job, workers int, until <-chan struct{}) (rest []job, err error) {
-		err = s.work(ctx, workers, func(give func(job) bool) error {
+		err = Work(ctx, workers, func(give func(job) bool) error {
 			for len(jobs) > 0 && !isClosed(until) && give(jobs[0]) {
 				jobs = jobs[1:]
 			}

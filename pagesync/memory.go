@@ -2,6 +2,7 @@ package pagesync
 
 import (
 	"fmt"
+	"iter"
 	"math/bits"
 	"os"
 
@@ -54,16 +55,17 @@ func eachChunk(s span, found func(address, pages uint64)) {
 	}
 }
 
-// eachRun calls found for each run of set bits.
-func eachRun(mask uint64, found func(first, n int)) {
-	for mask != 0 {
-		first := bits.TrailingZeros64(mask)
-		n := bits.TrailingZeros64(^(mask >> first))
-		found(first, n)
-		if first+n == 64 {
-			return
+// Runs goes through the runs of set bits: the first of each, and how many there are.
+func Runs(mask uint64) iter.Seq2[int, int] {
+	return func(yield func(first, n int) bool) {
+		for mask := mask; mask != 0; {
+			first := bits.TrailingZeros64(mask)
+			n := bits.TrailingZeros64(^(mask >> first))
+			if !yield(first, n) || first+n == 64 {
+				return
+			}
+			mask &= ^uint64(0) << (first + n)
 		}
-		mask &= ^uint64(0) << (first + n)
 	}
 }
 
@@ -119,9 +121,9 @@ func newCopier() *copier {
 // returns those it could: the pages before the first that is not there.
 func (c *copier) read(p *process, address, pages uint64) (done uint64, content []byte, err error) {
 	c.remote = c.remote[:0]
-	eachRun(pages, func(first, n int) {
+	for first, n := range Runs(pages) {
 		c.remote = append(c.remote, unix.RemoteIovec{Base: uintptr(address) + uintptr(first)*PageSize, Len: n * PageSize})
-	})
+	}
 	content = c.buf[:bits.OnesCount64(pages)*PageSize]
 	local := [1]unix.Iovec{{Base: &content[0]}}
 	local[0].SetLen(len(content))

@@ -39,13 +39,13 @@ func TestMasks(t *testing.T) {
 	for _, mask := range []uint64{0, 1, 1 << 63, ^uint64(0), 0xf0f00000000000f1, 0x8000000000000001} {
 		var again uint64
 		last := -2
-		eachRun(mask, func(first, n int) {
+		for first, n := range Runs(mask) {
 			if first <= last+1 || n < 1 {
 				t.Errorf("%x: run %d, %d after %d", mask, first, n, last)
 			}
 			last = first + n - 1
 			again |= ^uint64(0) >> (64 - n) << first
-		})
+		}
 		if again != mask {
 			t.Errorf("%x comes out as %x", mask, again)
 		}

@@ -242,7 +242,7 @@ func (s *Source) pass(ctx context.Context, l *link, stats *PassStats) error {
 		return err
 	}
 	var scanned, changed, busy atomic.Int64
-	err := s.work(ctx, Workers(), func(give func(job) bool) error {
+	err := Work(ctx, Workers(), func(give func(job) bool) error {
 		for _, p := range s.processes {
 			if err := p.jobs(give); err != nil && !procfs.Gone(err) {
 				return fmt.Errorf("looking for the pages of process %d: %w", p.pid, err)

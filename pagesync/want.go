@@ -159,7 +159,9 @@ func (s *Source) look(c *copier, scanners map[int]*scanner, r Region) ([]Frame, 
 			return KindData
 		})
 	}
-	eachRun(asked&^present, func(first, n int) { b.frame(KindAbsent, first, n, nil) })
+	for first, n := range Runs(asked &^ present) {
+		b.frame(KindAbsent, first, n, nil)
+	}
 	return b.frames, nil
 }
 

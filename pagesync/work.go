@@ -53,12 +53,13 @@ func Processors(n int) int { return 2*n + beside }
 // Workers is how many goroutines read and compare: one for each processor.
 func Workers() int { return max(1, (runtime.GOMAXPROCS(0)-beside)/2) }
 
-// work has produce's jobs done by so many goroutines, each with a function that
-// newWorker returns, until all are done or one fails.
-func (s *Source) work(ctx context.Context, workers int, produce func(give func(job) bool) error, newWorker func() func(job) error) error {
+// Work has produce's jobs done by so many goroutines, each with a function that
+// newWorker returns, until all are done or one fails. give is false when no more are
+// wanted.
+func Work[Job any](ctx context.Context, workers int, produce func(give func(Job) bool) error, newWorker func() func(Job) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	jobs := make(chan job, 64)
+	jobs := make(chan Job, 64)
 	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(func() {
@@ -73,7 +74,7 @@ func (s *Source) work(ctx context.Context, workers int, produce func(give func(j
 			}
 		})
 	}
-	err := produce(func(j job) bool {
+	err := produce(func(j Job) bool {
 		select {
 		case jobs <- j:
 			return true

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math/bits"
 	"slices"
-	"sync"
 	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
@@ -26,40 +25,18 @@ type job struct {
 
 // compare reads all segments and sends what the target does not have.
 func (s *Source) compare(ctx context.Context, out Sink) (PassStats, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	jobs := make(chan job, 64)
 	var scanned, changed atomic.Int64
-	var wg sync.WaitGroup
-	for range pagesync.Workers() {
-		wg.Go(func() {
-			buf := make([]byte, chunkSize)
-			for j := range jobs {
-				if ctx.Err() != nil {
-					continue
-				}
-				read, different, err := s.do(j, buf, out)
-				scanned.Add(read)
-				changed.Add(different)
-				if err != nil {
-					cancel(err)
-				}
-			}
-		})
-	}
-	err := s.walk(out, func(j job) bool {
-		select {
-		case jobs <- j:
-			return true
-		case <-ctx.Done():
-			return false
+	err := pagesync.Work(ctx, pagesync.Workers(), func(give func(job) bool) error {
+		return s.walk(out, give)
+	}, func() func(job) error {
+		buf := make([]byte, chunkSize)
+		return func(j job) error {
+			read, different, err := s.do(j, buf, out)
+			scanned.Add(read)
+			changed.Add(different)
+			return err
 		}
 	})
-	close(jobs)
-	wg.Wait()
-	if err == nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
 	return PassStats{Segments: len(s.segments), Scanned: scanned.Load(), Changed: changed.Load()}, err
 }
 
@@ -88,14 +65,14 @@ func (s *Source) walk(out Sink, give func(job) bool) error {
 		}
 		for _, at := range slices.Sorted(maps.Keys(g.chunks)) {
 			c := g.chunks[at]
-			if err := eachRun(c.known&^present[at], func(first, n int) error {
+			for first, n := range pagesync.Runs(c.known &^ present[at]) {
 				offset := at + int64(first)*PageSize
 				if offset >= g.Size {
-					return nil // it has become shorter there, too
+					break // it has become shorter there, too
 				}
-				return out.Hole(id, offset, min(int64(n)*PageSize, g.Size-offset))
-			}); err != nil {
-				return err
+				if err := out.Hole(id, offset, min(int64(n)*PageSize, g.Size-offset)); err != nil {
+					return err
+				}
 			}
 			if c.known &= present[at]; c.known == 0 {
 				delete(g.chunks, at)
@@ -157,15 +134,15 @@ func (g *segment) present(left *int) (map[int64]uint64, error) {
 // do reads pages, and sends what is different.
 func (s *Source) do(j job, buf []byte, out Sink) (read, different int64, err error) {
 	var changed uint64
-	err = eachRun(j.pages, func(first, n int) error {
+	for first, n := range pagesync.Runs(j.pages) {
 		b := buf[first*PageSize : (first+n)*PageSize]
 		got, err := pread(j.s, b, j.offset+int64(first)*PageSize)
 		if err != nil {
-			return err
+			return read, 0, err
 		}
 		if whole := (got + PageSize - 1) / PageSize; whole < n {
 			if s.frozen {
-				return fmt.Errorf("shared memory %d ends at %d instead of %d", j.s.ID, j.offset+int64(first*PageSize+got), j.s.Size)
+				return read, 0, fmt.Errorf("shared memory %d ends at %d instead of %d", j.s.ID, j.offset+int64(first*PageSize+got), j.s.Size)
 			}
 			n = whole // the rest is gone
 		}
@@ -179,15 +156,14 @@ func (s *Source) do(j job, buf []byte, out Sink) (read, different int64, err err
 				j.c.hash[page] = hash
 			}
 		}
-		return nil
-	})
-	if err != nil {
-		return read, 0, err
 	}
-	err = eachRun(changed, func(first, n int) error {
-		return out.Pages(j.s.ID, j.offset+int64(first)*PageSize, buf[first*PageSize:(first+n)*PageSize])
-	})
-	return read, int64(bits.OnesCount64(changed)) * PageSize, err
+	different = int64(bits.OnesCount64(changed)) * PageSize
+	for first, n := range pagesync.Runs(changed) {
+		if err := out.Pages(j.s.ID, j.offset+int64(first)*PageSize, buf[first*PageSize:(first+n)*PageSize]); err != nil {
+			return read, different, err
+		}
+	}
+	return read, different, nil
 }
 
 // pread reads as much as there is.
@@ -207,20 +183,4 @@ func pread(g *segment, b []byte, offset int64) (int, error) {
 		got += n
 	}
 	return got, nil
-}
-
-// eachRun calls found for each run of set bits, until that fails.
-func eachRun(mask uint64, found func(first, n int) error) error {
-	for mask != 0 {
-		first := bits.TrailingZeros64(mask)
-		n := bits.TrailingZeros64(^(mask >> first))
-		if err := found(first, n); err != nil {
-			return err
-		}
-		if first+n >= 64 {
-			return nil
-		}
-		mask &= ^uint64(0) << (first + n)
-	}
-	return nil
 }

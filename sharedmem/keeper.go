@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"podd/pagesync"
 	"podd/reserve"
 )
 
@@ -221,12 +222,10 @@ func (k *Keeper) allocate(id uint64, g *kept, offset, length int64) error {
 		if err := k.meter.Add(int(g.file.Fd()), bytes, 0); err != nil {
 			return fmt.Errorf("storing shared memory: %w", err)
 		}
-		err := eachRun(missing, func(first, n int) error {
-			_, _, err := ask(k.conn, request{op: opAllocate, id: id, offset: at + int64(first)*PageSize, length: int64(n) * PageSize})
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("allocating shared memory %d in the pod's cgroup: %w", id, err)
+		for first, n := range pagesync.Runs(missing) {
+			if _, _, err := ask(k.conn, request{op: opAllocate, id: id, offset: at + int64(first)*PageSize, length: int64(n) * PageSize}); err != nil {
+				return fmt.Errorf("allocating shared memory %d in the pod's cgroup: %w", id, err)
+			}
 		}
 		g.pages[at] |= missing
 	}
