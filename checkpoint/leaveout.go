@@ -3,7 +3,6 @@ package checkpoint
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -31,9 +30,8 @@ var ErrNoFilter = errors.New("memory can't be left out of a dump")
 // maxLeftOut is how many ranges may be left out of one dump.
 const maxLeftOut = 1 << 16
 
-// leftOutTable tells the library in CRIU what to leave out, by a file that both
-// map; pagefilter/pagefilter.c has the same layout. All numbers are u64 in the
-// machine's byte order:
+// leftOutTable tells the library in CRIU what to leave out; pagefilter/pagefilter.c has
+// the same layout:
 //
 //	magic
 //	1 when the library has found the table
@@ -45,8 +43,7 @@ const maxLeftOut = 1 << 16
 //	the texts themselves, each followed by the files: start and end of the
 //	    mapping, and the mode of its link in map_files, 0 if there is none
 type leftOutTable struct {
-	file *os.File
-	mem  []byte
+	*tableFile
 	// free is where the next text goes.
 	free int
 }
@@ -71,26 +68,12 @@ const (
 	filterVariable = "PODD_PAGEFILTER"
 )
 
-// newLeftOutTable makes an empty table. Memory is used only for what is written.
 func newLeftOutTable() (*leftOutTable, error) {
-	fd, err := unix.MemfdCreate("podd-left-out", unix.MFD_CLOEXEC)
+	file, err := newTableFile("podd-left-out", tableMagic, tableSize)
 	if err != nil {
-		return nil, fmt.Errorf("creating the table of memory to leave out: %w", err)
+		return nil, err
 	}
-	t := &leftOutTable{file: os.NewFile(uintptr(fd), "left-out")}
-	if err = t.file.Truncate(tableSize); err == nil {
-		t.mem, err = unix.Mmap(fd, 0, tableSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	}
-	if err != nil {
-		t.file.Close()
-		return nil, fmt.Errorf("creating the table of memory to leave out: %w", err)
-	}
-	*t.word(0), t.free = tableMagic, textArea
-	return t, nil
-}
-
-func (t *leftOutTable) word(offset int) *uint64 {
-	return (*uint64)(unsafe.Pointer(&t.mem[offset]))
+	return &leftOutTable{file, textArea}, nil
 }
 
 // attached reports whether the library is at work.
@@ -116,15 +99,13 @@ func (t *leftOutTable) set(absent, inImage []MemoryRange) error {
 	slices.SortFunc(ranges, func(a, b flagged) int {
 		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Start, b.Start))
 	})
-	b := t.mem[rangesAt:rangesAt]
+	at := rangesAt
 	for i, r := range ranges {
 		if r.PID <= 0 || r.Start >= r.End || r.Start%pageSize != 0 || r.End%pageSize != 0 ||
 			i > 0 && r.PID == ranges[i-1].PID && r.Start < ranges[i-1].End {
 			return fmt.Errorf("memory to leave out is malformed or there twice: %#x to %#x of process %d", r.Start, r.End, r.PID)
 		}
-		for _, n := range []uint64{uint64(r.PID), r.Start, r.End, r.flags} {
-			b = binary.NativeEndian.AppendUint64(b, n)
-		}
+		at = t.put(at, uint64(r.PID), r.Start, r.End, r.flags)
 	}
 	atomic.StoreUint64(t.word(16), uint64(len(ranges)))
 	return nil
@@ -140,16 +121,11 @@ func (t *leftOutTable) setText(pid int, text []byte, files []mappedFile) {
 		return
 	}
 	copy(t.mem[t.free:], text)
-	b := t.mem[filesAt:filesAt]
+	at := filesAt
 	for _, f := range files {
-		for _, number := range []uint64{f.start, f.end, f.mode} {
-			b = binary.NativeEndian.AppendUint64(b, number)
-		}
+		at = t.put(at, f.start, f.end, f.mode)
 	}
-	b = t.mem[textsAt+n*textEntry:][:0]
-	for _, number := range []uint64{uint64(pid), uint64(t.free), uint64(len(text)), 0, uint64(filesAt), uint64(len(files))} {
-		b = binary.NativeEndian.AppendUint64(b, number)
-	}
+	t.put(textsAt+n*textEntry, uint64(pid), uint64(t.free), uint64(len(text)), 0, uint64(filesAt), uint64(len(files)))
 	t.free = end
 	atomic.StoreUint64(t.word(24), uint64(n+1))
 }
@@ -188,12 +164,6 @@ func (t *leftOutTable) absent() []MemoryRange {
 		}
 	}
 	return all
-}
-
-func (t *leftOutTable) close() error {
-	err := unix.Munmap(t.mem)
-	t.mem = nil
-	return errors.Join(err, t.file.Close())
 }
 
 // CanLeaveOut reports whether DumpOptions.LeaveOut has an effect here; if not, the

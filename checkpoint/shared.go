@@ -2,16 +2,10 @@ package checkpoint
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
-	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	"podd/sharedmem"
 )
@@ -20,18 +14,14 @@ import (
 // it (package sharedmem), and CRIU finds nothing in the segments that podd has: the
 // library in its process answers lseek(SEEK_DATA) on them, by which it looks for pages.
 
-// sharedTable tells the library which segments to leave out, by a file that both map;
-// pagefilter/shared.c has the same layout. All numbers are u64 in the machine's
-// byte order:
+// sharedTable tells the library which segments to leave out; pagefilter/shared.c has the
+// same layout:
 //
 //	magic
 //	number of segments
 //	sharedmem.MaxSegments segments: device, inode, and 1 when CRIU has been told that
 //	    there is nothing in it
-type sharedTable struct {
-	file *os.File
-	mem  []byte
-}
+type sharedTable struct{ *tableFile }
 
 const (
 	sharedMagic   = 0x3148534444444f50
@@ -42,33 +32,18 @@ const (
 )
 
 func newSharedTable() (*sharedTable, error) {
-	fd, err := unix.MemfdCreate("podd-shared", unix.MFD_CLOEXEC)
+	file, err := newTableFile("podd-shared", sharedMagic, sharedSize)
 	if err != nil {
-		return nil, fmt.Errorf("creating the table of shared memory: %w", err)
+		return nil, err
 	}
-	t := &sharedTable{file: os.NewFile(uintptr(fd), "shared")}
-	if err = t.file.Truncate(sharedSize); err == nil {
-		t.mem, err = unix.Mmap(fd, 0, sharedSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	}
-	if err != nil {
-		t.file.Close()
-		return nil, fmt.Errorf("creating the table of shared memory: %w", err)
-	}
-	*t.word(0) = sharedMagic
-	return t, nil
-}
-
-func (t *sharedTable) word(offset int) *uint64 {
-	return (*uint64)(unsafe.Pointer(&t.mem[offset]))
+	return &sharedTable{file}, nil
 }
 
 // set writes the segments. CRIU must not have looked at any of them yet.
 func (t *sharedTable) set(segments []sharedmem.Left) {
-	b := t.mem[segmentsAt:segmentsAt]
+	at := segmentsAt
 	for _, s := range segments {
-		for _, n := range []uint64{s.Dev, s.ID, 0} {
-			b = binary.NativeEndian.AppendUint64(b, n)
-		}
+		at = t.put(at, s.Dev, s.ID, 0)
 	}
 	atomic.StoreUint64(t.word(8), uint64(len(segments)))
 }
@@ -82,12 +57,6 @@ func (t *sharedTable) cut() (ids []uint64) {
 		}
 	}
 	return ids
-}
-
-func (t *sharedTable) close() error {
-	err := unix.Munmap(t.mem)
-	t.mem = nil
-	return errors.Join(err, t.file.Close())
 }
 
 // sharedDump is the shared memory of one dump.
