@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -74,7 +73,7 @@ func (a *aheadPages) process(image uint64) *aheadProcess {
 // sendAhead sends the private pages of files of all processes of a pod that run; init is
 // its first process, in its cgroup are all. A process that ends or changes meanwhile is
 // none to wait for: what was not sent comes with the dump.
-func sendAhead(ctx context.Context, w io.Writer, init int, cgroup string) (*aheadPages, error) {
+func sendAhead(ctx context.Context, out *frameWriter, init int, cgroup string) (*aheadPages, error) {
 	numbers, err := procfs.NamespacePIDs(init)
 	if err != nil {
 		return nil, fmt.Errorf("looking at the pod's init: %w", err)
@@ -88,7 +87,7 @@ func sendAhead(ctx context.Context, w io.Writer, init int, cgroup string) (*ahea
 		if err := ctx.Err(); err != nil {
 			return nil, context.Cause(ctx)
 		}
-		err = a.sendProcess(w, pid, len(numbers))
+		err = a.sendProcess(out, pid, len(numbers))
 		if errors.Is(err, errSendPages) {
 			return nil, err
 		}
@@ -98,7 +97,7 @@ func sendAhead(ctx context.Context, w io.Writer, init int, cgroup string) (*ahea
 
 // sendProcess sends the pages of one process, if it is in the pid namespace of that depth. An
 // error that is not errSendPages says that no more of them can be had.
-func (a *aheadPages) sendProcess(w io.Writer, pid, depth int) error {
+func (a *aheadPages) sendProcess(out *frameWriter, pid, depth int) error {
 	numbers, err := procfs.NamespacePIDs(pid)
 	if err != nil || len(numbers) != depth {
 		return err
@@ -124,7 +123,7 @@ func (a *aheadPages) sendProcess(w io.Writer, pid, depth int) error {
 			continue
 		}
 		sent = m.End
-		whole, err := a.sendMapping(w, p, pagemap, m, buf)
+		whole, err := a.sendMapping(out, p, pagemap, m, buf)
 		if err != nil {
 			return err
 		}
@@ -142,36 +141,25 @@ func sentAhead(m procfs.Mapping) bool { return m.Readable && !m.Shared && m.Inod
 
 // sendMapping sends the private pages of a mapping. whole is true if there are such, and
 // all were sent.
-func (a *aheadPages) sendMapping(w io.Writer, p *aheadProcess, pagemap *os.File, m procfs.Mapping, buf []byte) (whole bool, err error) {
+func (a *aheadPages) sendMapping(out *frameWriter, p *aheadProcess, pagemap *os.File, m procfs.Mapping, buf []byte) (whole bool, err error) {
 	runs, err := privatePages(pagemap, m.Start, m.End)
 	if err != nil {
 		return false, err
 	}
-	for _, r := range runs {
-		if r.categories&pageIsHuge != 0 {
-			return false, nil // CRIU knows what to do
-		}
-		for at := r.start; at < r.end; {
-			n, err := readPages(p.pid, at, buf[:min(uint64(len(buf)), r.end-at)])
-			if err != nil || n == 0 {
-				return false, nil // it can't be read, or is gone
-			}
-			if err := a.send(w, p, at, buf[:n]); err != nil {
-				return false, err
-			}
-			at += uint64(n)
-		}
+	if slices.ContainsFunc(runs, func(r pageRegion) bool { return r.categories&pageIsHuge != 0 }) {
+		return false, nil // CRIU knows what to do
 	}
-	return len(runs) > 0, nil
+	err = readRuns(p.pid, runs, buf, func(addr uint64, content []byte) error { return a.send(out, p, addr, content) })
+	if errors.Is(err, errUnreadable) {
+		return false, nil
+	}
+	return len(runs) > 0, err
 }
 
-func (a *aheadPages) send(w io.Writer, p *aheadProcess, addr uint64, content []byte) error {
+func (a *aheadPages) send(out *frameWriter, p *aheadProcess, addr uint64, content []byte) error {
 	f := frame{op: opAhead, flags: pagePresent, pages: uint64(len(content) / pageSize), addr: addr, image: p.image}
-	if _, err := w.Write(f.append(make([]byte, 0, headerSize))); err != nil {
-		return passError(err)
-	}
-	if _, err := w.Write(content); err != nil {
-		return passError(err)
+	if err := out.write(f, content); err != nil {
+		return err
 	}
 	for at := 0; at < len(content); at += pageSize {
 		p.digests[addr+uint64(at)] = xxh3.Hash128Seed(content[at:at+pageSize], a.seed)
@@ -225,6 +213,29 @@ func scanPages(pagemap *os.File, arg pagemapScanArg) ([]pageRegion, error) {
 		arg.start = arg.walkEnd
 	}
 	return all, nil
+}
+
+// errUnreadable means that memory of a process can't be read, or is gone.
+var errUnreadable = errors.New("can't read memory")
+
+// readRuns reads pages of a process into buf, piece by piece.
+func readRuns(pid int, runs []pageRegion, buf []byte, each func(addr uint64, content []byte) error) error {
+	for _, r := range runs {
+		for at := r.start; at < r.end; {
+			n, err := readPages(pid, at, buf[:min(uint64(len(buf)), r.end-at)])
+			if err == nil && n == 0 {
+				err = os.ErrInvalid
+			}
+			if err != nil {
+				return fmt.Errorf("%w of process %d at %#x: %w", errUnreadable, pid, at, err)
+			}
+			if err := each(at, buf[:n]); err != nil {
+				return err
+			}
+			at += uint64(n)
+		}
+	}
+	return nil
 }
 
 // readPages reads whole pages, as many as there are in one piece.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"podd/procfs"
 )
@@ -93,18 +92,11 @@ func (a *aheadPages) compareProcess(p *aheadProcess, buf []byte) error {
 		if err != nil {
 			return err
 		}
-		for _, r := range runs {
-			for at := r.start; at < r.end; {
-				n, err := readPages(p.pid, at, buf[:min(uint64(len(buf)), r.end-at)])
-				if err == nil && n == 0 {
-					err = os.ErrInvalid
-				}
-				if err != nil {
-					return fmt.Errorf("reading memory of process %d at %#x: %w", p.pid, at, err)
-				}
-				a.compareRun(p, at, buf[:n])
-				at += uint64(n)
-			}
+		if err := readRuns(p.pid, runs, buf, func(addr uint64, content []byte) error {
+			a.compareRun(p, addr, content)
+			return nil
+		}); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -131,7 +123,8 @@ func (a *aheadPages) compareRun(p *aheadProcess, addr uint64, content []byte) {
 // order of their addresses.
 type merger struct {
 	ahead *aheadPages
-	out   interface{ Write([]byte) (int, error) }
+	// out is locked by the pageServer.
+	out   *frameWriter
 	stats *PageStats
 	// The process whose image is open, and what of it is to come.
 	process *aheadProcess
@@ -242,9 +235,5 @@ func (m *merger) write(r pageRun) error {
 	}
 	m.stats.Pages += int64(f.pages)
 	m.stats.Bytes += int64(r.end - r.start)
-	if _, err := m.out.Write(f.append(nil)); err != nil {
-		return passError(err)
-	}
-	_, err := m.out.Write(r.content)
-	return passError(err)
+	return m.out.append(f, r.content)
 }

@@ -23,13 +23,14 @@ func TestMerge(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 0))
 			var stream, says bytes.Buffer
+			out := newFrameWriter(&stream)
 			a := newAheadPages()
 			content := func(i, version int) []byte { return pagesOf(1, byte(3*i+version)) }
 			address := func(i int) uint64 { return base + uint64(i)*pageSize }
 			p := &aheadProcess{image: task7, digests: map[uint64]xxh3.Uint128{}, compared: make(chan struct{})}
 			a.processes = []*aheadProcess{p}
 			send := func(i int) {
-				if err := a.send(&stream, p, address(i), content(i, 0)); err != nil {
+				if err := a.send(out, p, address(i), content(i, 0)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -71,7 +72,7 @@ func TestMerge(t *testing.T) {
 			stats.Bytes = int64(len(want)) + pageSize
 			stats.Pages = stats.Bytes / pageSize
 
-			got, err := servePages(t.Context(), &readOnly{&says}, newFrameWriter(&stream), headerSize, a, nil)
+			got, err := servePages(t.Context(), &readOnly{&says}, out, headerSize, a, nil)
 			if err != nil || got != stats {
 				t.Fatalf("%+v, %v; want %+v", got, err, stats)
 			}
@@ -131,15 +132,23 @@ func TestLargeAhead(t *testing.T) {
 	for i := range content {
 		content[i] = byte(i / pageSize * 7)
 	}
+	out := newFrameWriter(&stream)
 	a, p := newAheadPages(), &aheadProcess{image: task7, digests: map[uint64]xxh3.Uint128{}}
 	for i := 0; i < pages; i += atOnce {
-		if err := a.send(&stream, p, uint64(0x10000+i*pageSize), content[i*pageSize:min(i+atOnce, pages)*pageSize]); err != nil {
+		if err := a.send(out, p, uint64(0x10000+i*pageSize), content[i*pageSize:min(i+atOnce, pages)*pageSize]); err != nil {
 			t.Fatal(err)
 		}
 	}
-	stream.Write(frame{op: opOpen, image: task7}.append(nil))
-	stream.Write(frame{op: opSame, flags: pagePresent, pages: pages, addr: 0x10000, image: task7}.append(nil))
-	stream.Write(frame{op: opClose}.append(nil))
+	for _, f := range []frame{
+		{op: opOpen, image: task7}, {op: opSame, flags: pagePresent, pages: pages, addr: 0x10000, image: task7}, {op: opClose},
+	} {
+		if err := out.write(f, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := out.flush(); err != nil {
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
 	stats, err := receivePages(t.Context(), t, bufio.NewReader(&stream), dir, PageLimits{Bytes: pages * pageSize, Images: 1})
 	if err != nil || stats.Ahead != pages*pageSize {

@@ -57,7 +57,7 @@ func (d *Dump) sendAhead(ctx context.Context) error {
 	defer context.AfterFunc(ctx, d.interruptPages)()
 	begin := time.Now()
 	var err error
-	d.ahead, err = sendAhead(ctx, d.out.out, d.options.PID, d.options.FreezeCgroup)
+	d.ahead, err = sendAhead(ctx, d.out, d.options.PID, d.options.FreezeCgroup)
 	if err == nil {
 		err = d.out.flush()
 	}

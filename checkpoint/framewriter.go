@@ -24,16 +24,15 @@ func newFrameWriter(w io.Writer) *frameWriter {
 func (w *frameWriter) write(f frame, content []byte) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.append(f); err != nil {
-		return err
-	}
-	_, err := w.out.Write(content)
-	return passError(err)
+	return w.append(f, content)
 }
 
-// append writes a header; mu is held.
-func (w *frameWriter) append(f frame) error {
-	_, err := w.out.Write(f.append(w.header[:0]))
+// append does that while mu is held.
+func (w *frameWriter) append(f frame, content []byte) error {
+	if _, err := w.out.Write(f.append(w.header[:0])); err != nil {
+		return passError(err)
+	}
+	_, err := w.out.Write(content)
 	return passError(err)
 }
 

@@ -29,7 +29,7 @@ type pageServer struct {
 // size of CRIU's headers. Before the end complete is called, unless that is nil.
 func servePages(ctx context.Context, criu io.ReadWriter, out *frameWriter, header int, ahead *aheadPages, complete func(*PageStats) error) (PageStats, error) {
 	s := pageServer{criu: criu, in: bufio.NewReaderSize(criu, pageBuffer), out: out}
-	s.merge = merger{ahead: ahead, out: out.out, stats: &s.stats}
+	s.merge = merger{ahead: ahead, out: out, stats: &s.stats}
 	head := make([]byte, header)
 	for {
 		if _, err := io.ReadFull(s.in, head); err != nil {
@@ -58,7 +58,7 @@ func (s *pageServer) serve(ctx context.Context, f frame) error {
 			return err
 		}
 		s.stats.Images++
-		if err := s.out.append(f); err != nil {
+		if err := s.out.append(f, nil); err != nil {
 			return err
 		}
 		// One byte: there is no parent image.
@@ -68,7 +68,7 @@ func (s *pageServer) serve(ctx context.Context, f frame) error {
 		return s.answer(make([]byte, 4))
 	case opAdd:
 		if !f.hasData() {
-			return s.out.append(f)
+			return s.out.append(f, nil)
 		}
 		if f.pages > 1<<50 {
 			return fmt.Errorf("CRIU announces %d pages", f.pages)
@@ -76,7 +76,7 @@ func (s *pageServer) serve(ctx context.Context, f frame) error {
 		if err := s.merge.before(f); err != nil {
 			return err
 		}
-		if err := s.out.append(f); err != nil {
+		if err := s.out.append(f, nil); err != nil {
 			return err
 		}
 		size := int64(f.pages) * pageSize
@@ -90,7 +90,7 @@ func (s *pageServer) serve(ctx context.Context, f frame) error {
 		if err := s.merge.end(ctx); err != nil {
 			return err
 		}
-		if err := s.out.append(frame{op: opClose}); err != nil {
+		if err := s.out.append(frame{op: opClose}, nil); err != nil {
 			return err
 		}
 		if err := passError(s.out.out.Flush()); err != nil {
