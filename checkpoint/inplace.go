@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podd/netconn"
 )
 
 // With lazy_pages CRIU maps all private memory elsewhere first and moves it into place
@@ -91,12 +93,9 @@ func startInPlace(images *os.File, left map[int][]span, give func(pid int, uffd 
 	for _, pid := range numbers {
 		p.plans[pid] = &plan{pid: pid, left: left[pid]}
 	}
-	// The name of a socket must be short.
-	short := fmt.Sprintf("/proc/self/fd/%d/%s", images.Fd(), userfaultSocket)
-	if p.l, err = net.ListenUnix("unixpacket", &net.UnixAddr{Name: short, Net: "unixpacket"}); err != nil {
+	if p.l, err = netconn.ListenIn("unixpacket", images, userfaultSocket); err != nil {
 		return nil, fmt.Errorf("listening for userfaultfds: %w", err)
 	}
-	p.l.SetUnlinkOnClose(false)
 	p.working.Go(func() {
 		defer close(p.done)
 		for range numbers {
@@ -148,8 +147,10 @@ func (p *inPlace) receive() error {
 		return fmt.Errorf("process %d sent a userfaultfd that nobody waits for", pid)
 	}
 	// The kernel says who has connected, by our numbers.
-	if l.host, err = peerPID(conn); err == nil {
-		l.uffd, err = duplicate(uffd)
+	peer, err := netconn.Peer(conn)
+	if err == nil {
+		l.host = int(peer.Pid)
+		l.uffd, err = netconn.Duplicate(uffd)
 	}
 	if err != nil {
 		uffd.Close()
@@ -170,7 +171,7 @@ func receiveNumbered(conn *net.UnixConn) (pid int, file *os.File, err error) {
 	if err != nil {
 		return 0, nil, noEOF(err)
 	}
-	if file, err = passedFile(oob[:oobn]); err != nil {
+	if file, err = netconn.PassedFile(oob[:oobn], "userfaultfd"); err != nil {
 		return 0, nil, err
 	}
 	if n != len(number) || file == nil {
@@ -180,35 +181,6 @@ func receiveNumbered(conn *net.UnixConn) (pid int, file *os.File, err error) {
 		return 0, nil, errors.New("a process ended, or could not make its userfaultfd")
 	}
 	return int(int32(binary.NativeEndian.Uint32(number[:]))), file, nil
-}
-
-func peerPID(conn *net.UnixConn) (int, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var peer *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) { peer, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err := errors.Join(err, credErr); err != nil {
-		return 0, err
-	}
-	return int(peer.Pid), nil
-}
-
-// duplicate returns another descriptor of an open file, and leaves its mode alone.
-func duplicate(file *os.File) (*os.File, error) {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var fd int
-	var dupErr error
-	err = raw.Control(func(from uintptr) { fd, dupErr = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 0) })
-	if err := errors.Join(err, dupErr); err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), file.Name()), nil
 }
 
 // register is called at the hold: it takes the last descriptors and registers all

@@ -13,6 +13,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"podd/netconn"
 )
 
 // ErrNotLazy means that memory can't be filled in after a restore on this host.
@@ -68,13 +70,10 @@ func listenLazy(work *os.File, give func(pid int, uffd *os.File) error) (*lazyPa
 	if err := os.Remove(p.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("removing an old socket: %w", err)
 	}
-	// The name of a socket must be short.
-	short := fmt.Sprintf("/proc/self/fd/%d/%s", work.Fd(), lazySocket)
 	var err error
-	if p.l, err = net.ListenUnix("unix", &net.UnixAddr{Name: short, Net: "unix"}); err != nil {
+	if p.l, err = netconn.ListenIn("unix", work, lazySocket); err != nil {
 		return nil, fmt.Errorf("listening for CRIU's userfaultfds: %w", err)
 	}
-	p.l.SetUnlinkOnClose(false)
 	return p, nil
 }
 
@@ -147,7 +146,7 @@ func receiveUserfault(conn *net.UnixConn) (pid int, uffd *os.File, err error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	if uffd, err = passedFile(oob[:oobn]); err == nil && uffd == nil {
+	if uffd, err = netconn.PassedFile(oob[:oobn], "userfaultfd"); err == nil && uffd == nil {
 		err = fmt.Errorf("process %d sent no descriptor", pid)
 	}
 	return pid, uffd, err

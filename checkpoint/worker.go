@@ -15,6 +15,8 @@ import (
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
+
+	"podd/netconn"
 )
 
 const (
@@ -233,7 +235,7 @@ func (w *worker) read() (message, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return message{}, fmt.Errorf("%w: %w", errWorkerGone, err)
 	}
-	file, fileErr := passedFile(oob[:oobn])
+	file, fileErr := netconn.PassedFile(oob[:oobn], "from-criu")
 	if fileErr != nil {
 		return message{}, fileErr
 	}
@@ -256,26 +258,6 @@ func (w *worker) read() (message, error) {
 		w.log.Debug("CRIU notifies", "notification", name, "criu", w.pid())
 	}
 	return m, nil
-}
-
-// passedFile takes the one descriptor that may come with a message.
-func passedFile(oob []byte) (*os.File, error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
-	controls, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("reading a descriptor from CRIU: %w", err)
-	}
-	for _, c := range controls {
-		fds, err := unix.ParseUnixRights(&c)
-		if err != nil || len(fds) == 0 {
-			continue
-		}
-		unix.CloseOnExec(fds[0])
-		return os.NewFile(uintptr(fds[0]), "from-criu"), nil
-	}
-	return nil, nil
 }
 
 // stop ends CRIU by closing the conversation, at which it undoes an unfinished

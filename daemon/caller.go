@@ -11,9 +11,8 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"podd/api/podd/v1/poddv1connect"
+	"podd/netconn"
 	"podd/pod"
 	"podd/trust"
 )
@@ -103,20 +102,9 @@ func connContext(ctx context.Context, conn net.Conn) context.Context {
 // unix(7)). The socket's mode lets in root and the daemon's own user only, who
 // may do everything to the daemon anyway.
 func localCaller(socket *net.UnixConn) (*Caller, error) {
-	raw, err := socket.SyscallConn()
+	peer, err := netconn.Peer(socket)
 	if err != nil {
-		return nil, fmt.Errorf("looking at a unix socket: %w", err)
-	}
-	var peer *unix.Ucred
-	var peerErr error
-	err = raw.Control(func(fd uintptr) {
-		peer, peerErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err == nil {
-		err = peerErr
-	}
-	if err != nil {
-		return nil, fmt.Errorf("asking who is at a unix socket: %w", err)
+		return nil, err
 	}
 	if peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
 		return nil, fmt.Errorf("%w: user %d at the daemon's socket", pod.ErrUnknownCaller, peer.Uid)

@@ -1,6 +1,7 @@
 // Package netconn is what podd's own connections have in common below what they
 // carry: they begin as an HTTP/1.1 request to speak another protocol (RFC 9110,
-// section 7.8), and they end when the other end is silent for too long.
+// section 7.8), and they end when the other end is silent for too long. Those to other
+// processes of the host are unix sockets in directories, and pass descriptors on.
 package netconn
 
 import (

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podd/netconn"
 )
 
 const (
@@ -46,12 +48,6 @@ type answer struct {
 	Status Status `json:"status"`
 }
 
-// socketPath is a name for the control socket that is short enough for a socket's
-// address (unix(7)): that of an open directory.
-func socketPath(dir *os.File) string {
-	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), controlName)
-}
-
 func listen(dir string) (*net.UnixListener, error) {
 	if err := os.Remove(filepath.Join(dir, controlName)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("making the control socket: %w", err)
@@ -61,12 +57,11 @@ func listen(dir string) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("making the control socket: %w", err)
 	}
 	defer d.Close()
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: socketPath(d), Net: "unixpacket"})
+	l, err := netconn.ListenIn("unixpacket", d, controlName)
 	if err != nil {
 		return nil, fmt.Errorf("making the control socket: %w", err)
 	}
-	l.SetUnlinkOnClose(false) // it is the next one's by then
-	return l, nil
+	return l, nil // when it is closed the socket is the next one's
 }
 
 // server answers podd.
@@ -180,8 +175,8 @@ func receive(conn *net.UnixConn) (r request, fds []int, err error) {
 	if err != nil {
 		return r, nil, fmt.Errorf("reading a request: %w", err)
 	}
-	if fds, err = descriptors(oob[:oobn]); err != nil {
-		return r, nil, err
+	if fds, err = netconn.Descriptors(oob[:oobn]); err != nil {
+		return r, nil, fmt.Errorf("reading a request: %w", err)
 	}
 	err = json.Unmarshal(b[:n], &r)
 	if err != nil || r.Op != "attach" || len(fds) != 1 {
@@ -209,25 +204,6 @@ func (s *server) reply(conn *net.UnixConn, err error) error {
 		return fmt.Errorf("answering: %w", err)
 	}
 	return nil
-}
-
-func descriptors(oob []byte) ([]int, error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("reading a request: %w", err)
-	}
-	var all []int
-	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			return nil, fmt.Errorf("reading a request: %w", err)
-		}
-		all = append(all, fds...)
-	}
-	return all, nil
 }
 
 func (s *server) answer(r request, fds []int) error {

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"podd/netconn"
 	"podd/pagesync"
 )
 
@@ -109,7 +110,7 @@ func startPod(t testing.TB, o podOptions) *pod {
 	if err != nil {
 		t.Fatalf("%v: %s", err, p.said())
 	}
-	fds, err := descriptors(oob[:oobn])
+	fds, err := netconn.Descriptors(oob[:oobn])
 	if err != nil || len(fds) != 1 {
 		t.Fatalf("descriptors: %v, %v", fds, err)
 	}

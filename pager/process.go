@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podd/netconn"
 )
 
 // errDead is why nobody answers.
@@ -159,12 +161,7 @@ func (p *Pager) dial(ctx context.Context) (*net.UnixConn, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	var dialer net.Dialer
-	c, err := dialer.DialContext(ctx, "unixpacket", socketPath(dir))
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.UnixConn), nil
+	return netconn.DialIn(ctx, "unixpacket", dir, controlName)
 }
 
 // stream sends what is attached without waiting for an answer.

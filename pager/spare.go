@@ -1,7 +1,6 @@
 package pager
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"podd/netconn"
 )
 
 // spareVariable tells a pager which processes' userfaultfds podd gives it, from
@@ -29,20 +30,14 @@ type spare map[int]*os.File
 // keep adds a duplicate of a userfaultfd. One of the same process, from a restore
 // that was given up, is closed.
 func (s spare) keep(pid int, uffd *os.File) error {
-	raw, err := uffd.SyscallConn()
+	file, err := netconn.Duplicate(uffd)
 	if err != nil {
-		return fmt.Errorf("keeping a userfaultfd: %w", err)
-	}
-	var fd int
-	var dupErr error
-	err = raw.Control(func(from uintptr) { fd, dupErr = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 0) })
-	if err := errors.Join(err, dupErr); err != nil {
 		return fmt.Errorf("keeping a userfaultfd: %w", err)
 	}
 	if old := s[pid]; old != nil {
 		old.Close()
 	}
-	s[pid] = os.NewFile(uintptr(fd), "userfaultfd")
+	s[pid] = file
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"podd/netconn"
 	"podd/pagesync"
 	"podd/reserve"
 )
@@ -75,12 +76,11 @@ func (k *Keeper) start() (err error) {
 	if k.dir, err = os.Open(k.o.Dir); err != nil {
 		return err
 	}
-	listener, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: shortName(k.dir), Net: "unixpacket"})
+	listener, err := netconn.ListenIn("unixpacket", k.dir, SocketName)
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
-	listener.SetUnlinkOnClose(false)
 	file, err := listener.File()
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package sharedmem
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"podd/netconn"
 )
 
 // SocketName is the keeper's socket in the directory of the images; shared.c knows it.
@@ -87,7 +90,7 @@ func ask(conn *net.UnixConn, r request) (pid int, file *os.File, err error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	if file, err = passedFile(oob[:oobn]); err != nil {
+	if file, err = netconn.PassedFile(oob[:oobn], "shared-memory"); err != nil {
 		return 0, nil, err
 	}
 	if errno := unix.Errno(binary.NativeEndian.Uint64(b)); errno != 0 {
@@ -108,29 +111,7 @@ func answer(conn *net.UnixConn, errno unix.Errno, fd int) error {
 	return err
 }
 
-// passedFile takes the descriptor that may come with a packet.
-func passedFile(oob []byte) (*os.File, error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
-	controls, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("reading a descriptor: %w", err)
-	}
-	for _, c := range controls {
-		if fds, err := unix.ParseUnixRights(&c); err == nil && len(fds) == 1 {
-			unix.CloseOnExec(fds[0])
-			return os.NewFile(uintptr(fds[0]), "shared-memory"), nil
-		}
-	}
-	return nil, nil
-}
-
-// connect reaches the keeper of a directory. The name of a socket must be short.
+// connect reaches the keeper of a directory.
 func connect(dir *os.File) (*net.UnixConn, error) {
-	return net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: shortName(dir), Net: "unixpacket"})
-}
-
-func shortName(dir *os.File) string {
-	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), SocketName)
+	return netconn.DialIn(context.Background(), "unixpacket", dir, SocketName)
 }
