@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -68,6 +69,26 @@ int main(int argc, char **argv)
 }
 `
 
+// buildFilter compiles the library that is preloaded into CRIU; with is taken in place of the
+// source without, if there is such.
+func buildFilter(output, without string, with ...string) error {
+	sources, err := filepath.Glob("pagefilter/*.c")
+	if err != nil {
+		return err
+	}
+	sources = slices.DeleteFunc(sources, func(name string) bool { return filepath.Base(name) == without })
+	return compile(output, slices.Concat([]string{"-shared", "-fPIC"}, sources, with)...)
+}
+
+// compile makes a program or a library of C files.
+func compile(output string, arguments ...string) error {
+	cc := exec.Command("cc", append([]string{"-O2", "-Wall", "-Wextra", "-Werror", "-o", output}, arguments...)...)
+	if out, err := cc.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", output, err, out)
+	}
+	return nil
+}
+
 // TestLibraryAnswers has a program ask in CRIU's place, and gives the library answers that are
 // not the kernel's.
 func TestLibraryAnswers(t *testing.T) {
@@ -76,10 +97,8 @@ func TestLibraryAnswers(t *testing.T) {
 	if err := os.WriteFile(program+".c", []byte(asksMappings), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, arguments := range [][]string{{"-o", program, program + ".c"}, {"-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", library, "pagefilter/pagefilter.c", "pagefilter/rseq.c", "pagefilter/shared.c", "pagefilter/userfault.c"}} {
-		if out, err := exec.Command("cc", arguments...).CombinedOutput(); err != nil {
-			t.Fatalf("cc: %v\n%s", err, out)
-		}
+	if err := errors.Join(compile(program, program+".c"), buildFilter(library, "")); err != nil {
+		t.Fatal(err)
 	}
 	text, err := shortSmaps(os.Getpid())
 	if err != nil {

@@ -14,17 +14,11 @@ import (
 	"podd/procfs"
 )
 
-// compile makes a program or a library of C files.
-func compile(t *testing.T, output string, arguments ...string) {
-	t.Helper()
-	run(t, "cc", append([]string{"-O1", "-Wall", "-Wextra", "-Werror", "-o", output}, arguments...)...)
-}
-
 // startThreads starts a tree of processes with threads in a pod and returns the addresses
 // of the areas for restartable sequences, by process.
 func startThreads(t *testing.T, w *world, c *control, depth, threads, mappings int) map[int][]uint64 {
 	t.Helper()
-	compile(t, filepath.Join(w.source.root, "bin/threads"), "-static", "-pthread", "testdata/threads/threads.c")
+	must(t, compile(filepath.Join(w.source.root, "bin/threads"), "-static", "-pthread", "testdata/threads/threads.c"))
 	run(t, "cp", filepath.Join(w.source.root, "bin/threads"), filepath.Join(w.target.root, "bin/threads"))
 	c.do(t, "exec", "/bin/threads", depth, threads, mappings)
 	want := 1
@@ -136,7 +130,7 @@ func TestTouched(t *testing.T) {
 	good := openEngine(t)
 	forgetful := openEngine(t)
 	forgetful.pageFilter = filepath.Join(t.TempDir(), "forgetful.so")
-	compile(t, forgetful.pageFilter, "-shared", "-fPIC", "pagefilter/pagefilter.c", "pagefilter/shared.c", "pagefilter/userfault.c", "testdata/forgetful/kept.c")
+	must(t, buildFilter(forgetful.pageFilter, "rseq.c", "testdata/forgetful/kept.c"))
 	pod := w.source.start(t, 4)
 	c := w.control(t)
 	areas := startThreads(t, w, c, 0, 3, 2)

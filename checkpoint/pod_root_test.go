@@ -69,9 +69,8 @@ func buildAndRun(m *testing.M) (int, error) {
 		return 0, fmt.Errorf("building the test program: %w\n%s", err, out)
 	}
 	filterPath = filepath.Join(dir, "podd-pagefilter.so")
-	cmd = exec.Command("cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", filterPath, "pagefilter/pagefilter.c", "pagefilter/rseq.c", "pagefilter/shared.c", "pagefilter/userfault.c")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("building the page filter: %w\n%s", err, out)
+	if err := buildFilter(filterPath, ""); err != nil {
+		return 0, err
 	}
 	return m.Run(), nil
 }

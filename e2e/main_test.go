@@ -85,10 +85,14 @@ func runTests(m *testing.M) (code int, err error) {
 // podctl, podinit and the page filter.
 func buildPrograms(dir string) (string, error) {
 	bin := filepath.Join(dir, "bin")
+	filter, err := filepath.Glob("../checkpoint/pagefilter/*.c")
+	if err != nil {
+		return "", err
+	}
 	for _, argv := range [][]string{
 		{"go", "build", "-tags", "seccomp,faults", "-o", bin + "/", "podd/cmd/podd", "podd/cmd/podproxy", "podd/cmd/podctl"},
 		{"cc", "-static", "-O2", "-Wall", "-Wextra", "-o", filepath.Join(bin, "podinit"), "../namespace/podinit/podinit.c"},
-		{"cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o", filepath.Join(bin, "podd-pagefilter.so"), "../checkpoint/pagefilter/pagefilter.c", "../checkpoint/pagefilter/rseq.c", "../checkpoint/pagefilter/shared.c", "../checkpoint/pagefilter/userfault.c"},
+		append([]string{"cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o", filepath.Join(bin, "podd-pagefilter.so")}, filter...),
 	} {
 		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
 			return "", fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, out)
