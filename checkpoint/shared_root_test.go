@@ -187,3 +187,96 @@ func TestSharedNotTaken(t *testing.T) {
 	must(t, d.Abort())
 	unharmed(t, c, was)
 }
+
+// TestMoveSealed moves a pod that has memfds mapped which can't be written to any more, as
+// the clients of Wayland and browsers have, there and back. They come sealed, mapped and
+// as unwritable as they were, whoever carries them.
+func TestMoveSealed(t *testing.T) {
+	for name, dump := range map[string]func(*DumpOptions){
+		"by podd": func(o *DumpOptions) { o.Shared = true },
+		"by CRIU": func(o *DumpOptions) { o.Ahead = false },
+	} {
+		t.Run(name, func(t *testing.T) { testMoveSealed(t, dump) })
+	}
+}
+
+func testMoveSealed(t *testing.T, dump func(*DumpOptions)) {
+	w := newWorld(t)
+	e := openEngine(t)
+	pod := w.source.start(t, 4)
+	c := w.control(t)
+	was := c.ask(t)
+	const size = 64 * pageSize
+	content := make([]byte, size)
+	rand.NewChaCha8([32]byte{2}).Read(content)
+	type mapping struct {
+		name  string
+		file  sharedFile
+		start int
+		// writable says whether it can be made so.
+		writable bool
+	}
+	var mappings []mapping
+	add := func(name string, seals, protection, flags int, before, writable bool) {
+		t.Helper()
+		f := w.source.giveShared(t, name, size)
+		_, err := f.WriteAt(content, 0)
+		must(t, err)
+		seal := func() {
+			_, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals)
+			must(t, err)
+		}
+		if before {
+			seal()
+		}
+		start := c.do(t, "syscall", unix.SYS_MMAP, 0, size, protection, flags, f.number, 0)
+		if !before {
+			seal()
+		}
+		mappings = append(mappings, mapping{name, f, start, writable})
+	}
+	const all = unix.F_SEAL_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+	add("write", unix.F_SEAL_WRITE, unix.PROT_READ, unix.MAP_SHARED, true, false)
+	add("all", all, unix.PROT_READ, unix.MAP_SHARED, true, false)
+	add("private", all, unix.PROT_READ, unix.MAP_PRIVATE, true, true)
+	add("future", unix.F_SEAL_FUTURE_WRITE, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED, false, true)
+	add("size", unix.F_SEAL_GROW, unix.PROT_READ, unix.MAP_SHARED, true, true)
+	check := func(init int) {
+		t.Helper()
+		for _, m := range mappings {
+			is, err := readMemory(init, uint64(m.start), size)
+			must(t, err)
+			if !bytes.Equal(is, content) {
+				t.Errorf("%s: what is mapped is another", m.name)
+			}
+		}
+	}
+	protect := func() {
+		t.Helper()
+		for _, m := range mappings {
+			result, text := c.command(t, "syscall", unix.SYS_MPROTECT, m.start, size, unix.PROT_READ|unix.PROT_WRITE)
+			if (result == 0) != m.writable {
+				t.Errorf("%s: making it writable: %d, %s", m.name, result, text)
+			}
+		}
+	}
+	check(pod.pid)
+
+	pid, from, to := pod.pid, w.source, w.target
+	for range 2 {
+		to.keepShared(t)
+		m := beginWith(t, e, pid, from, to, dump, func(*RestoreOptions) {})
+		for _, f := range mappings {
+			f.file.requireSame(t, m.init)
+		}
+		check(m.init)
+		m.commit(t)
+		must(t, sharedmem.End(to.images))
+		from.empty(t)
+		from.clear(t)
+		to.clear(t)
+		pid, from, to = m.init, to, from
+		unharmed(t, c, was)
+	}
+	protect()
+}

@@ -6,7 +6,8 @@
  * /proc/PID/pagemap (criu/pagemap-cache.c). Here the ranges that are left out are cut from the
  * question: their page tables are not even walked. /proc/PID/smaps, which CRIU reads for the flags
  * of each mapping, walks them too, to count pages nobody asks for: CRIU gets the text from podd, and
- * with it what the links in /proc/PID/map_files say. All other system calls pass through untouched.
+ * with it what the links in /proc/PID/map_files say, but for those of sealed memfds (shared.c). All
+ * other system calls pass through untouched.
  *
  * Ranges and texts are in a table that is shared with podd (checkpoint/leaveout.go has the same
  * layout): a file whose descriptor the variable PODD_PAGEFILTER names. podd fills it when the pod
@@ -353,23 +354,32 @@ static int open_at(int dir, const char *path, int flags, mode_t mode)
 DEFINE_OPENAT(openat)
 DEFINE_OPENAT(openat64)
 
-/* CRIU wants to know of a link whether it is there, and its permissions: how the file was opened. */
+/*
+ * CRIU wants to know of a link whether it is there, and its permissions: how the file was opened. So
+ * it maps a file that was open for writing from such a descriptor again, and seals memfds once all is
+ * mapped. Of one that is sealed against writing only the owner's permission to read is said: see
+ * write_sealed.
+ */
 #define DEFINE_FSTATAT(name, type)                                            \
 	int name(int dir, const char *path, struct type *st, int flags)        \
 	{                                                                      \
 		struct file *file = NULL;                                      \
+		int result = 0;                                                \
                                                                               \
 		if (table && flags == AT_SYMLINK_NOFOLLOW)                     \
 			file = find_file(dir, path);                           \
-		if (!file)                                                     \
-			return syscall(SYS_newfstatat, dir, path, st, flags);  \
-		if (!file->mode) {                                             \
+		if (!file) {                                                   \
+			result = syscall(SYS_newfstatat, dir, path, st, flags); \
+		} else if (!file->mode) {                                      \
 			errno = ENOENT;                                        \
 			return -1;                                             \
+		} else {                                                       \
+			memset(st, 0, sizeof(*st));                            \
+			st->st_mode = S_IFLNK | file->mode;                    \
 		}                                                              \
-		memset(st, 0, sizeof(*st));                                    \
-		st->st_mode = S_IFLNK | file->mode;                            \
-		return 0;                                                      \
+		if (!result && st->st_mode == (S_IFLNK | 0600) && write_sealed(dir, path)) \
+			st->st_mode = S_IFLNK | 0400;                          \
+		return result;                                                 \
 	}
 
 DEFINE_FSTATAT(fstatat, stat)

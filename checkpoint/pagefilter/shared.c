@@ -131,6 +131,30 @@ int ftruncate64(int fd, off64_t size)
 	return syscall(SYS_ftruncate, fd, size);
 }
 
+/*
+ * A mapping of a memfd that was opened for writing counts as one that can write, unless the memfd was
+ * sealed before (Linux 6.7). CRIU seals afterwards, and the kernel refuses that with EBUSY. One opened
+ * for reading does not count and is otherwise the same: no shared mapping of such a memfd can be made
+ * writable, and a private one needs no more.
+ */
+int write_sealed(int dir, const char *link)
+{
+	static const char memfd[] = "/memfd:";
+	char target[sizeof(memfd) - 1];
+	int fd, seals, error = errno;
+
+	/* Opening any other file might be noticed. */
+	if (readlinkat(dir, link, target, sizeof(target)) != sizeof(target) || memcmp(target, memfd, sizeof(target)))
+		return 0;
+	fd = syscall(SYS_openat, dir, link, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	seals = fcntl(fd, F_GET_SEALS);
+	close(fd);
+	errno = error;
+	return seals >= 0 && seals & F_SEAL_WRITE;
+}
+
 /* A connection to the keeper in a directory, or -1. The name is short, and nothing else need exist
  * where the process is: it may see no /proc. */
 static int connect_keeper(int dir)

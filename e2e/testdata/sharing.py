@@ -125,7 +125,7 @@ class Lasting:
         self.sealed = os.memfd_create("sealed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.write(self.sealed, content("sealed", 0, 0) * 500 + b"the end")
         fcntl.fcntl(self.sealed, fcntl.F_ADD_SEALS, SEALS)
-        self.view = mmap.mmap(self.sealed, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+        self.views = [mmap.mmap(self.sealed, 0, flags=f, prot=mmap.PROT_READ) for f in (mmap.MAP_PRIVATE, mmap.MAP_SHARED)]
         self.sparse = os.memfd_create("sparse", os.MFD_CLOEXEC)
         os.ftruncate(self.sparse, 8 << 30)
         self.places = [random.Random(p).randrange((8 << 30) // PAGE) for p in range(40)]
@@ -138,7 +138,7 @@ class Lasting:
 
     def check(self):
         want = content("sealed", 0, 0) * 500 + b"the end"
-        if self.view[:] != want or os.pread(self.sealed, len(want) + 1, 0) != want:
+        if any(view[:] != want for view in self.views) or os.pread(self.sealed, len(want) + 1, 0) != want:
             return "the sealed memfd is another"
         if fcntl.fcntl(self.sealed, fcntl.F_GET_SEALS) != SEALS:
             return f"the seals are {fcntl.fcntl(self.sealed, fcntl.F_GET_SEALS)}"
