@@ -208,7 +208,8 @@ func fillAt(uffd int, copies []memoryCopy, address uint64) error {
 			if m := &copies[i]; address >= m.start && address < m.start+uint64(len(m.data)) {
 				offset := address - m.start
 				size := min(256<<10, uint64(len(m.data))-offset)
-				number, arg = 0xc028aa03, []uint64{address, uint64(uintptr(unsafe.Pointer(&m.data[offset]))), size, 0, 0} // UFFDIO_COPY
+				// UFFDIO_COPY
+				number, arg = 0xc028aa03, []uint64{address, uint64(uintptr(unsafe.Pointer(&m.data[offset]))), size, 0, 0}
 			}
 		}
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(uffd), number, uintptr(unsafe.Pointer(&arg[0])))
