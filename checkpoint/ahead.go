@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"runtime"
 	"slices"
-	"unsafe"
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
@@ -106,7 +104,7 @@ func (a *aheadPages) sendProcess(out *frameWriter, pid, depth int) error {
 	if err != nil {
 		return err
 	}
-	pagemap, err := openPagemap(pid)
+	pagemap, err := procfs.OpenPagemap(pid)
 	if err != nil {
 		return err
 	}
@@ -146,7 +144,7 @@ func (a *aheadPages) sendMapping(out *frameWriter, p *aheadProcess, pagemap *os.
 	if err != nil {
 		return false, err
 	}
-	if slices.ContainsFunc(runs, func(r pageRegion) bool { return r.categories&pageIsHuge != 0 }) {
+	if slices.ContainsFunc(runs, func(r procfs.PageRun) bool { return r.Categories&procfs.PageIsHuge != 0 }) {
 		return false, nil // CRIU knows what to do
 	}
 	err = readRuns(p.pid, runs, buf, func(addr uint64, content []byte) error { return a.send(out, p, addr, content) })
@@ -168,61 +166,29 @@ func (a *aheadPages) send(out *frameWriter, p *aheadProcess, addr uint64, conten
 	return nil
 }
 
-// pageRegion is struct page_region of include/uapi/linux/fs.h.
-type pageRegion struct{ start, end, categories uint64 }
-
-// Categories of pages (include/uapi/linux/fs.h).
-const (
-	pageIsFile    = 1 << 2
-	pageIsPresent = 1 << 3
-	pageIsSwapped = 1 << 4
-	pageIsZero    = 1 << 5
-	pageIsHuge    = 1 << 6
-)
-
-func openPagemap(pid int) (*os.File, error) { return os.Open(fmt.Sprintf("/proc/%d/pagemap", pid)) }
-
 // privatePages returns where a mapping of a file has pages that are not the file's. It asks
 // as CRIU does (pmc_fill in criu/pagemap-cache.c), so they are what CRIU would dump.
-func privatePages(pagemap *os.File, start, end uint64) ([]pageRegion, error) {
-	return scanPages(pagemap, pagemapScanArg{
-		start: start, end: end, categoryInverted: pageIsFile | pageIsZero, categoryMask: pageIsFile | pageIsZero,
-		categoryAnyOfMask: pageIsPresent | pageIsSwapped, returnMask: pageIsPresent | pageIsSwapped | pageIsHuge,
+func privatePages(pagemap *os.File, start, end uint64) ([]procfs.PageRun, error) {
+	const there = procfs.PageIsPresent | procfs.PageIsSwapped
+	return scanPages(pagemap, start, end, procfs.PageQuery{
+		Not: procfs.PageIsFile | procfs.PageIsZero, Any: there, Tell: there | procfs.PageIsHuge,
 	})
 }
 
-// scanPages asks for all pages of the kinds that arg names.
-func scanPages(pagemap *os.File, arg pagemapScanArg) ([]pageRegion, error) {
-	vec := make([]pageRegion, 256)
-	var all []pageRegion
-	for arg.start < arg.end {
-		arg.size, arg.walkEnd = uint64(unsafe.Sizeof(arg)), 0
-		arg.vec, arg.vecLen = uintptr(unsafe.Pointer(&vec[0])), uint64(len(vec))
-		n, _, errno := unix.Syscall(unix.SYS_IOCTL, pagemap.Fd(), pagemapScan, uintptr(unsafe.Pointer(&arg)))
-		runtime.KeepAlive(vec)
-		if errno == unix.EINTR {
-			continue
-		}
-		if errno != 0 {
-			return nil, os.NewSyscallError("PAGEMAP_SCAN", errno)
-		}
-		all = append(all, vec[:n]...)
-		if arg.walkEnd <= arg.start {
-			break
-		}
-		arg.start = arg.walkEnd
-	}
-	return all, nil
+// scanPages returns all pages of a kind between two addresses.
+func scanPages(pagemap *os.File, start, end uint64, q procfs.PageQuery) (all []procfs.PageRun, err error) {
+	err = procfs.ScanPages(pagemap, start, end, q, make([]procfs.PageRun, 256), func(r procfs.PageRun) { all = append(all, r) })
+	return all, err
 }
 
 // errUnreadable means that memory of a process can't be read, or is gone.
 var errUnreadable = errors.New("can't read memory")
 
 // readRuns reads pages of a process into buf, piece by piece.
-func readRuns(pid int, runs []pageRegion, buf []byte, each func(addr uint64, content []byte) error) error {
+func readRuns(pid int, runs []procfs.PageRun, buf []byte, each func(addr uint64, content []byte) error) error {
 	for _, r := range runs {
-		for at := r.start; at < r.end; {
-			n, err := readPages(pid, at, buf[:min(uint64(len(buf)), r.end-at)])
+		for at := r.Start; at < r.End; {
+			n, err := readPages(pid, at, buf[:min(uint64(len(buf)), r.End-at)])
 			if err == nil && n == 0 {
 				err = os.ErrInvalid
 			}

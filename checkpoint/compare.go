@@ -82,7 +82,7 @@ func (a *aheadPages) compareProcess(p *aheadProcess, buf []byte) error {
 	if len(p.mappings) == 0 {
 		return nil
 	}
-	pagemap, err := openPagemap(p.pid)
+	pagemap, err := procfs.OpenPagemap(p.pid)
 	if err != nil {
 		return err
 	}

@@ -8,10 +8,10 @@ import (
 	"os"
 	"slices"
 	"sync/atomic"
-	"unsafe"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
-	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // MemoryRange is part of a process's memory.
@@ -201,29 +201,14 @@ func (e *Engine) tryFilter() error {
 	return nil
 }
 
-// pagemapScan is PAGEMAP_SCAN of include/uapi/linux/fs.h, pagemapScanArg its struct
-// pm_scan_arg.
-const pagemapScan = 0xc0606610
-
-type pagemapScanArg struct {
-	size, flags, start, end, walkEnd                              uint64
-	vec                                                           uintptr
-	vecLen, maxPages                                              uint64
-	categoryInverted, categoryMask, categoryAnyOfMask, returnMask uint64
-}
-
 // hasPagemapScan asks the kernel for the call that CRIU finds pages with. The
-// question is about no memory at all.
+// question is about a page that is not there.
 func hasPagemapScan() error {
-	f, err := os.Open("/proc/self/pagemap")
+	pagemap, err := procfs.OpenPagemap(os.Getpid())
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	var arg pagemapScanArg
-	arg.size = uint64(unsafe.Sizeof(arg))
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), pagemapScan, uintptr(unsafe.Pointer(&arg))); errno != 0 {
-		return fmt.Errorf("the kernel has no PAGEMAP_SCAN: %w", errno)
-	}
-	return nil
+	defer pagemap.Close()
+	_, err = scanPages(pagemap, 0, pageSize, procfs.PageQuery{Any: procfs.PageIsPresent})
+	return err
 }

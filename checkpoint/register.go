@@ -14,6 +14,8 @@ import (
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/mm"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"podd/procfs"
 )
 
 // ErrTouched means that something has written to memory that was left out of a dump
@@ -183,7 +185,7 @@ func (l *plan) register() error {
 	if err := errors.Join(err, registerErr); err != nil {
 		return err
 	}
-	pages, err := openPagemap(l.host)
+	pages, err := procfs.OpenPagemap(l.host)
 	if err != nil {
 		return err
 	}
@@ -195,11 +197,11 @@ func (l *plan) register() error {
 			return err
 		}
 		for _, p := range present {
-			for len(restored) > 0 && restored[0].end <= p.start {
+			for len(restored) > 0 && restored[0].end <= p.Start {
 				restored = restored[1:]
 			}
-			if len(restored) == 0 || restored[0].start > p.start || restored[0].end < p.end {
-				return fmt.Errorf("%w: from %#x to %#x", ErrTouched, p.start, p.end)
+			if len(restored) == 0 || restored[0].start > p.Start || restored[0].end < p.End {
+				return fmt.Errorf("%w: from %#x to %#x", ErrTouched, p.Start, p.End)
 			}
 		}
 	}
@@ -218,7 +220,6 @@ func registerMissing(uffd uintptr, s span) error {
 }
 
 // presentPages returns where there are pages, be they in memory or swapped out.
-func presentPages(pagemap *os.File, s span) ([]pageRegion, error) {
-	const there = pageIsPresent | pageIsSwapped
-	return scanPages(pagemap, pagemapScanArg{start: s.start, end: s.end, categoryAnyOfMask: there, returnMask: there})
+func presentPages(pagemap *os.File, s span) ([]procfs.PageRun, error) {
+	return scanPages(pagemap, s.start, s.end, procfs.PageQuery{Any: procfs.PageIsPresent | procfs.PageIsSwapped})
 }
