@@ -39,26 +39,36 @@ const lastUserfault = 10 * time.Second
 // untouched until it is registered: a page that CRIU restores into memory which is
 // always in huge pages makes zeros of all its neighbours.
 func (e *Engine) canRestoreInPlace() bool {
-	return e.canLeaveOut() == nil && !e.outOfPlace.Load() && !alwaysHuge("/sys/kernel/mm/transparent_hugepage")
+	if e.canLeaveOut() != nil || e.outOfPlace.Load() {
+		return false
+	}
+	huge, err := AlwaysHuge()
+	return err == nil && len(huge) == 0
 }
 
-// alwaysHuge reports whether the kernel uses huge pages for memory whose program has
-// not asked for them (Documentation/admin-guide/mm/transhuge.rst).
-func alwaysHuge(dir string) bool {
+// AlwaysHuge returns the kernel's settings, as paths, by which it uses huge pages for
+// memory whose program has not asked for them. Where there are any, a restore whose
+// memory is filled in takes longer (Documentation/admin-guide/mm/transhuge.rst).
+func AlwaysHuge() ([]string, error) { return alwaysHuge("/sys/kernel/mm/transparent_hugepage") }
+
+func alwaysHuge(dir string) (huge []string, err error) {
 	names, err := filepath.Glob(filepath.Join(dir, "hugepages-*", "enabled"))
 	if err != nil {
-		return true
+		return nil, fmt.Errorf("listing the sizes of huge pages: %w", err)
 	}
 	for _, name := range append(names, filepath.Join(dir, "enabled")) {
 		b, err := os.ReadFile(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // a kernel without
 		}
-		if err != nil || strings.Contains(string(b), "[always]") {
-			return true
+		if err != nil {
+			return nil, fmt.Errorf("asking whether huge pages are used: %w", err)
+		}
+		if strings.Contains(string(b), "[always]") {
+			huge = append(huge, name)
 		}
 	}
-	return false
+	return huge, nil
 }
 
 // inPlace receives the userfaultfds of a restore from the library: each process

@@ -69,6 +69,13 @@ func TestJudge(t *testing.T) {
 		{proxy("net/netfilter/nf_conntrack_max", 1000), Warning, "sysctl", "new connections", "nf_conntrack_max="},
 		{Parameters{Err: errNo}, Warning, "sysctl", "not known", "log"},
 
+		{HugePages{}, OK, "hugepages", "", ""},
+		{HugePages{Always: []string{"/x/transparent_hugepage/enabled"}}, Warning, "hugepages", "/x/transparent_hugepage/enabled is always: pods with many mappings, such as desktops, take a third longer",
+			"echo madvise > /x/transparent_hugepage/enabled && echo 'w /x/transparent_hugepage/enabled - - - - madvise' >> /etc/tmpfiles.d/podd.conf   # or, for the latter, boot with transparent_hugepage=madvise"},
+		{HugePages{Always: []string{"/x/transparent_hugepage/hugepages-64kB/enabled"}}, Warning, "hugepages", "hugepages-64kB/enabled is always",
+			"echo madvise > /x/transparent_hugepage/hugepages-64kB/enabled"},
+		{HugePages{Err: errNo}, Warning, "hugepages", "not known", "log"},
+
 		{Cgroups{Unified: true, Controllers: []string{"cpu", "memory", "pids", "io"}}, OK, "cgroup", "version 2", ""},
 		{Cgroups{Controllers: []string{"cpu", "cpuacct", "memory", "pids", "freezer"}}, OK, "cgroup", "version 1", ""},
 		{Cgroups{Controllers: []string{"cpu", "memory", "pids"}}, Error, "cgroup", "no controller freezer", "cgroup_enable=freezer"},

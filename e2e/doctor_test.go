@@ -97,7 +97,7 @@ func TestDoctor(t *testing.T) {
 		}
 		want := []string{"kernel", "sysctl", "space", "memory", "directory", "mtu"}
 		if c.Kind == "host" {
-			want = append(want, "criu", "capabilities", "cgroup", "mounts", "podinit", "hosts", "proxy", "clock", "drift", "moves", "holds")
+			want = append(want, "criu", "capabilities", "hugepages", "cgroup", "mounts", "podinit", "hosts", "proxy", "clock", "drift", "moves", "holds")
 		}
 		for _, check := range want {
 			if !checks[check] {

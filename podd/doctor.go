@@ -88,6 +88,7 @@ func (d *Daemon) examineMachine(ctx context.Context) []doctor.Facts {
 		doctor.LookAtCapabilities(),
 		doctor.LookAtKernel(d.StateDir),
 		doctor.LookAtParameters(doctor.HostParameters(pods)),
+		lookAtHugePages(),
 		doctor.LookAtCgroups(),
 		doctor.LookAtSpace("pods, images and checkpoints", d.StateDir),
 		doctor.LookAtMemory(),

@@ -54,6 +54,11 @@ func (d *Daemon) lookAtCRIU(ctx context.Context) criuFacts {
 	return f
 }
 
+func lookAtHugePages() doctor.HugePages {
+	always, err := checkpoint.AlwaysHuge()
+	return doctor.HugePages{Always: always, Err: err}
+}
+
 // firstError is the first line of CRIU's output that is an error.
 func firstError(out string) string {
 	for line := range strings.Lines(out) {
