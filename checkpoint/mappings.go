@@ -16,7 +16,10 @@ import (
 //
 // What maps can't show is a change of flags in between, some milliseconds, on a
 // mapping that stays: that of locking is seen by the amount of locked memory; an
-// madvise(2) at that moment is lost.
+// madvise(2) at that moment is lost. Nothing but smaps has these flags, so to find out
+// would take that long again in the freeze, where memory is compared on all processors.
+// And a dump that noticed would have to mend CRIU's image, not fail: allocators give
+// such advice all the time.
 
 // textFrom is how much of a process's memory must be left out for that, in bytes.
 // Below, the kernel is fast.
