@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
+
+	"podd/procfs"
 )
 
 // fail undoes an unfinished or held dump after err and returns it, with the
@@ -111,25 +112,8 @@ func (d *Dump) Commit(ctx context.Context) error {
 	if err := d.options.Hooks.Thaw(); err != nil {
 		return fmt.Errorf("committing the dump: thawing the pod: %w", err)
 	}
-	if err := waitExit(ctx, d.initFD); err != nil {
+	if err := procfs.WaitExit(ctx, int(d.initFD.Fd())); err != nil {
 		return fmt.Errorf("committing the dump: waiting for the pod's end: %w", err)
 	}
 	return nil
-}
-
-// waitExit waits until the process of a pidfd has ended.
-func waitExit(ctx context.Context, pidfd *os.File) error {
-	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := unix.Poll(fds, 100)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		if n > 0 {
-			return nil
-		}
-	}
 }

@@ -61,7 +61,7 @@ func (r *Restore) kill() error {
 	if r.initFD != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()
-		if err := waitExit(ctx, r.initFD); err != nil {
+		if err := procfs.WaitExit(ctx, int(r.initFD.Fd())); err != nil {
 			return fmt.Errorf("process %d does not end: %w", r.pid, err)
 		}
 	}

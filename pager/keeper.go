@@ -1,6 +1,7 @@
 package pager
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -142,28 +143,12 @@ func (p process) kill() error {
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
 		return fmt.Errorf("killing process %d: %w", p.PID, err)
 	}
-	if err := waitPidfd(fd, -1); err != nil {
-		return err
+	if err := procfs.WaitExit(context.Background(), fd); err != nil {
+		return fmt.Errorf("waiting for process %d: %w", p.PID, err)
 	}
 	// If it is a child of this process it is to be reaped; else that fails.
 	unix.Wait4(p.PID, nil, unix.WNOHANG, nil)
 	return nil
-}
-
-// waitPidfd waits until a process has ended, or for milliseconds.
-func waitPidfd(fd, timeout int) error {
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, timeout)
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return fmt.Errorf("waiting for a process: %w", err)
-		case n == 0:
-			return os.ErrDeadlineExceeded
-		default:
-			return nil
-		}
-	}
 }
 
 // startKeeper makes a process that shares this one's table of descriptors, and

@@ -1,6 +1,7 @@
 package sharedmem
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +18,7 @@ import (
 
 	"podd/netconn"
 	"podd/pagesync"
+	"podd/procfs"
 	"podd/reserve"
 )
 
@@ -345,18 +347,12 @@ func end(dir string) error {
 	if _, _, err := ask(conn, request{op: opEnd}); err != nil {
 		return gone(err)
 	}
-	for deadline := time.Now().Add(endTimeout); ; {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(endTimeout/time.Millisecond))
-		if n > 0 {
-			return nil
-		}
-		if err != nil && err != unix.EINTR {
-			return err
-		}
-		if time.Now().After(deadline) {
-			return errors.New("it does not end")
-		}
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	if err := procfs.WaitExit(ctx, fd); err != nil {
+		return fmt.Errorf("it does not end: %w", err)
 	}
+	return nil
 }
 
 // gone is nil for an error that says that the other end has ended.
