@@ -44,7 +44,6 @@ type Pager struct {
 	ctx    context.Context
 	wg     sync.WaitGroup
 	done   chan struct{}
-	events chan Status
 
 	streaming  sync.Mutex
 	streamConn *net.UnixConn // over which processes are attached, until Verify
@@ -86,7 +85,7 @@ func begin(ctx context.Context, o Options) (*Pager, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Pager{o: o, done: make(chan struct{}), events: make(chan Status, 1), spare: spare{}}
+	p := &Pager{o: o, done: make(chan struct{}), spare: spare{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	m, err := p.remembered()
 	if err == nil && !p.conclude(m) {
@@ -140,26 +139,15 @@ func (p *Pager) finish(s Status, err error) {
 		p.spare.close()
 		p.sparing.Unlock()
 		close(p.done)
-		close(p.events)
 	}
 }
 
 func (p *Pager) set(s Status) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.finished {
-		return
+	if !p.finished {
+		p.status = s
 	}
-	news := s.State != p.status.State || s.Cause != p.status.Cause
-	p.status = s
-	if !news {
-		return
-	}
-	select {
-	case <-p.events: // nobody has read the last one yet
-	default:
-	}
-	p.events <- s
 }
 
 // supervise follows the process and replaces it when it dies.
@@ -302,10 +290,6 @@ func (p *Pager) Ask(ctx context.Context) (Status, error) {
 	}
 	return p.Status(), err
 }
-
-// Events tells of every new state or cause; if nobody listens, of the last one. It
-// is closed when there will be no other.
-func (p *Pager) Events() <-chan Status { return p.events }
 
 // Done is closed when the memory is complete, or lost, or the pager was given up.
 func (p *Pager) Done() <-chan struct{} { return p.done }
