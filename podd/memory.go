@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"podd/daemon"
+	"podd/pager"
 	"podd/pod"
 )
 
@@ -13,10 +14,7 @@ import (
 // connections that the pager of the target makes: it needs them when that
 // conversation, and the podd at either end, may be over. Package pagesync has
 // what is spoken on them.
-const (
-	memoryPath     = "/podd-memory"
-	memoryProtocol = "podd-memory"
-)
+const memoryPath = "/podd-memory"
 
 // memories are the pods whose memory this host gives to others, by move. The zero
 // value is ready.
@@ -112,7 +110,7 @@ func (d *Daemon) serveMemory(w http.ResponseWriter, r *http.Request) {
 		refuse(http.StatusForbidden, "move "+move+" does not go to host "+peer)
 		return
 	}
-	conn, err := acceptUpgrade(w, r, memoryProtocol)
+	conn, err := acceptUpgrade(w, r, pager.Protocol)
 	if err != nil {
 		d.log.Warn("memory was asked for and refused", "peer", peer, "move", move, "error", err)
 		return

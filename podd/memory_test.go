@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"podd/daemon"
+	"podd/pager"
 	"podd/trust"
 )
 
@@ -53,11 +54,11 @@ func TestServeMemory(t *testing.T) {
 		}
 		return response.StatusCode, string(answer)
 	}
-	if status, text := ask("mine", memoryProtocol); status != http.StatusSwitchingProtocols || text != "memory" {
+	if status, text := ask("mine", pager.Protocol); status != http.StatusSwitchingProtocols || text != "memory" {
 		t.Errorf("the target is answered %d, %q", status, text)
 	}
 	for move, want := range map[string]int{"other": http.StatusForbidden, "over": http.StatusGone, "": http.StatusGone} {
-		if status, text := ask(move, memoryProtocol); status != want || text == "memory" {
+		if status, text := ask(move, pager.Protocol); status != want || text == "memory" {
 			t.Errorf("move %q: %d, %q; want %d", move, status, text, want)
 		}
 	}
@@ -66,11 +67,11 @@ func TestServeMemory(t *testing.T) {
 	}
 	// One that gets ready is asked again.
 	drop := d.memories.keep("alice", 3)
-	if status, _ := ask("over", memoryProtocol); status != http.StatusServiceUnavailable || d.memories.kept("alice") != 3 {
+	if status, _ := ask("over", pager.Protocol); status != http.StatusServiceUnavailable || d.memories.kept("alice") != 3 {
 		t.Errorf("getting ready: %d", status)
 	}
 	drop()
-	if status, _ := ask("over", memoryProtocol); status != http.StatusGone || d.memories.kept("alice") != 0 {
+	if status, _ := ask("over", pager.Protocol); status != http.StatusGone || d.memories.kept("alice") != 0 {
 		t.Errorf("ready: %d", status)
 	}
 }
