@@ -123,7 +123,7 @@ func TestLimitRegions(t *testing.T) {
 	s := &Source{}
 	for pid := 1; pid <= 4; pid++ {
 		p := &process{identity: identity{inPod: pid}}
-		for i := range uint64(MaxRegions / 2) {
+		for i := range uint64(maxRegions / 2) {
 			size := 16 + i%3
 			p.regions = append(p.regions, span{i << 20, i<<20 + size*PageSize})
 		}
@@ -131,8 +131,8 @@ func TestLimitRegions(t *testing.T) {
 	}
 	s.limitRegions()
 	list := s.regionList()
-	if len(list) != MaxRegions {
-		t.Errorf("%d regions; want %d", len(list), MaxRegions)
+	if len(list) != maxRegions {
+		t.Errorf("%d regions; want %d", len(list), maxRegions)
 	}
 	if f := (Frame{Kind: KindRegions, Regions: list}); f.check() != nil {
 		t.Error(f.check())
@@ -143,7 +143,7 @@ func TestLimitRegions(t *testing.T) {
 			large++
 		}
 	}
-	if want := 4 * (MaxRegions / 2 / 3); large < want {
+	if want := 4 * (maxRegions / 2 / 3); large < want {
 		t.Errorf("%d of the largest are left; want %d", large, want)
 	}
 }

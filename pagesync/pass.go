@@ -168,13 +168,13 @@ func (s *Source) limitRegions() {
 			sizes = append(sizes, r.bytes())
 		}
 	}
-	if len(sizes) <= MaxRegions {
+	if len(sizes) <= maxRegions {
 		return
 	}
 	slices.Sort(sizes)
-	least := sizes[len(sizes)-MaxRegions]
+	least := sizes[len(sizes)-maxRegions]
 	equal := 0 // how many of that size there is room for
-	for _, size := range sizes[len(sizes)-MaxRegions:] {
+	for _, size := range sizes[len(sizes)-maxRegions:] {
 		if size == least {
 			equal++
 		}

@@ -18,8 +18,8 @@ const (
 	// MaxPayload is the longest payload of a frame, in bytes, also once it is
 	// decompressed.
 	MaxPayload = 1 << 20
-	// MaxRegions is the most regions in a frame.
-	MaxRegions = 1 << 15
+	// maxRegions is the most regions in a frame.
+	maxRegions = 1 << 15
 
 	headerSize = 24
 	regionSize = 24
@@ -149,8 +149,8 @@ func (f Frame) check() error {
 	}
 	switch f.Kind {
 	case KindRegions:
-		if len(f.Regions) > MaxRegions {
-			return fmt.Errorf("%w: %d regions; at most %d are allowed", ErrFrame, len(f.Regions), MaxRegions)
+		if len(f.Regions) > maxRegions {
+			return fmt.Errorf("%w: %d regions; at most %d are allowed", ErrFrame, len(f.Regions), maxRegions)
 		}
 		last := Region{}
 		for _, r := range f.Regions {

@@ -97,7 +97,7 @@ func TestFrameLayout(t *testing.T) {
 }
 
 func TestWriterRefuses(t *testing.T) {
-	many := make([]Region, MaxRegions+1)
+	many := make([]Region, maxRegions+1)
 	for i := range many {
 		many[i] = Region{1, uint64(i) * PageSize, uint64(i+1) * PageSize}
 	}

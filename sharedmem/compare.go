@@ -66,11 +66,11 @@ func (s *Source) walk(out Sink, give func(job) bool) error {
 		for _, at := range slices.Sorted(maps.Keys(g.chunks)) {
 			c := g.chunks[at]
 			for first, n := range pagesync.Runs(c.known &^ present[at]) {
-				offset := at + int64(first)*PageSize
+				offset := at + int64(first)*pageSize
 				if offset >= g.Size {
 					break // it has become shorter there, too
 				}
-				if err := out.Hole(id, offset, min(int64(n)*PageSize, g.Size-offset)); err != nil {
+				if err := out.Hole(id, offset, min(int64(n)*pageSize, g.Size-offset)); err != nil {
 					return err
 				}
 			}
@@ -93,7 +93,7 @@ func (s *Source) walk(out Sink, give func(job) bool) error {
 }
 
 // errTooMuch means that there is more shared memory than is carried.
-var errTooMuch = fmt.Errorf("more than %d GiB of shared memory", int64(maxPages)*PageSize>>30)
+var errTooMuch = fmt.Errorf("more than %d GiB of shared memory", int64(maxPages)*pageSize>>30)
 
 // present returns the pages that a segment has, by chunk; of all segments no more than
 // left.
@@ -117,15 +117,14 @@ func (g *segment) present(left *int) (map[int64]uint64, error) {
 		}
 		end = min(end, g.Size)
 		at = end
-		for start &^= PageSize - 1; start < end; {
+		for start &^= pageSize - 1; start < end; {
 			base := start &^ (chunkSize - 1)
-			stop := min(end, base+chunkSize)
-			first, n := (start-base)/PageSize, (stop-start+PageSize-1)/PageSize
-			if *left -= int(n); *left < 0 {
+			pages := pagesOf(base, start, end)
+			if *left -= bits.OnesCount64(pages); *left < 0 {
 				return nil, errTooMuch
 			}
-			found[base] |= ^uint64(0) >> (chunkPages - n) << first
-			start = stop
+			found[base] |= pages
+			start = base + chunkSize
 		}
 	}
 	return found, nil
@@ -135,21 +134,21 @@ func (g *segment) present(left *int) (map[int64]uint64, error) {
 func (s *Source) do(j job, buf []byte, out Sink) (read, different int64, err error) {
 	var changed uint64
 	for first, n := range pagesync.Runs(j.pages) {
-		b := buf[first*PageSize : (first+n)*PageSize]
-		got, err := pread(j.s, b, j.offset+int64(first)*PageSize)
+		b := buf[first*pageSize : (first+n)*pageSize]
+		got, err := pread(j.s, b, j.offset+int64(first)*pageSize)
 		if err != nil {
 			return read, 0, err
 		}
-		if whole := (got + PageSize - 1) / PageSize; whole < n {
+		if whole := (got + pageSize - 1) / pageSize; whole < n {
 			if s.frozen {
-				return read, 0, fmt.Errorf("shared memory %d ends at %d instead of %d", j.s.ID, j.offset+int64(first*PageSize+got), j.s.Size)
+				return read, 0, fmt.Errorf("shared memory %d ends at %d instead of %d", j.s.ID, j.offset+int64(first*pageSize+got), j.s.Size)
 			}
 			n = whole // the rest is gone
 		}
 		clear(b[got:])
-		read += int64(n) * PageSize
+		read += int64(n) * pageSize
 		for page := first; page < first+n; page++ {
-			hash := xxh3.Hash128Seed(buf[page*PageSize:(page+1)*PageSize], s.seed)
+			hash := xxh3.Hash128Seed(buf[page*pageSize:(page+1)*pageSize], s.seed)
 			if bit := uint64(1) << page; j.c.known&bit == 0 || j.c.hash[page] != hash {
 				changed |= bit
 				j.c.known |= bit
@@ -157,9 +156,9 @@ func (s *Source) do(j job, buf []byte, out Sink) (read, different int64, err err
 			}
 		}
 	}
-	different = int64(bits.OnesCount64(changed)) * PageSize
+	different = int64(bits.OnesCount64(changed)) * pageSize
 	for first, n := range pagesync.Runs(changed) {
-		if err := out.Pages(j.s.ID, j.offset+int64(first)*PageSize, buf[first*PageSize:(first+n)*PageSize]); err != nil {
+		if err := out.Pages(j.s.ID, j.offset+int64(first)*pageSize, buf[first*pageSize:(first+n)*pageSize]); err != nil {
 			return read, different, err
 		}
 	}

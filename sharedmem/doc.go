@@ -34,6 +34,6 @@
 //	offset 4   u32 1 if the memfd can be sealed (create)
 //	offset 8   u64 number of the segment
 //	offset 16  u64 offset in the segment, in bytes (allocate)
-//	offset 24  u64 length or size, in bytes (allocate, create)
+//	offset 24  u64 length, in bytes (allocate)
 //	offset 32  256 bytes: name of the memfd, filled up with zeros (create)
 package sharedmem

@@ -10,13 +10,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"podd/pagesync"
 	"podd/procfs"
 )
 
 const (
-	// PageSize is the size of a page in bytes; only machines with such pages are
-	// supported.
-	PageSize = 4096
+	pageSize = pagesync.PageSize
 	// MaxName is the longest name of a memfd (MFD_NAME_MAX_LEN of mm/memfd.c).
 	MaxName = 249
 	// MaxSegments is how many segments of a pod are carried; CRIU carries the others.

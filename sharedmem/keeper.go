@@ -148,7 +148,7 @@ func (k *Keeper) Segment(s Segment) error {
 
 // free notes that whole pages between two offsets are holes.
 func (k *Keeper) free(g *kept, start, end int64) {
-	start = (start + PageSize - 1) &^ (PageSize - 1)
+	start = (start + pageSize - 1) &^ (pageSize - 1)
 	if end-start > int64(len(g.pages))*chunkSize {
 		for at := range g.pages {
 			k.freeIn(g, at, start, end)
@@ -162,7 +162,7 @@ func (k *Keeper) free(g *kept, start, end int64) {
 
 func (k *Keeper) freeIn(g *kept, at, start, end int64) {
 	mask := pagesOf(at, start, end)
-	k.allocated -= int64(bits.OnesCount64(g.pages[at]&mask)) * PageSize
+	k.allocated -= int64(bits.OnesCount64(g.pages[at]&mask)) * pageSize
 	if g.pages[at] &^= mask; g.pages[at] == 0 {
 		delete(g.pages, at)
 	}
@@ -174,14 +174,14 @@ func pagesOf(at, start, end int64) uint64 {
 	if start >= end {
 		return 0
 	}
-	first, n := (start-at)/PageSize, (end-start+PageSize-1)/PageSize
+	first, n := (start-at)/pageSize, (end-start+pageSize-1)/pageSize
 	return ^uint64(0) >> (chunkPages - n) << first
 }
 
 // find returns a segment, and refuses what is not inside it.
 func (k *Keeper) find(id uint64, offset, length int64) (*kept, error) {
 	g := k.segments[id]
-	if g == nil || offset < 0 || offset%PageSize != 0 || length <= 0 || offset >= g.size || length > (g.size-offset+PageSize-1)&^(PageSize-1) {
+	if g == nil || offset < 0 || offset%pageSize != 0 || length <= 0 || offset >= g.size || length > (g.size-offset+pageSize-1)&^(pageSize-1) {
 		return nil, fmt.Errorf("%w: %d bytes at %#x of segment %d", ErrSource, length, offset, id)
 	}
 	return g, nil
@@ -217,7 +217,7 @@ func (k *Keeper) allocate(id uint64, g *kept, offset, length int64) error {
 		if missing == 0 {
 			continue
 		}
-		bytes := int64(bits.OnesCount64(missing)) * PageSize
+		bytes := int64(bits.OnesCount64(missing)) * pageSize
 		if k.allocated += bytes; k.allocated > k.o.MaxBytes {
 			return fmt.Errorf("%w: more than the %d MiB that are expected", ErrTooMuch, k.o.MaxBytes>>20)
 		}
@@ -225,7 +225,7 @@ func (k *Keeper) allocate(id uint64, g *kept, offset, length int64) error {
 			return fmt.Errorf("storing shared memory: %w", err)
 		}
 		for first, n := range pagesync.Runs(missing) {
-			if _, _, err := ask(k.conn, request{op: opAllocate, id: id, offset: at + int64(first)*PageSize, length: int64(n) * PageSize}); err != nil {
+			if _, _, err := ask(k.conn, request{op: opAllocate, id: id, offset: at + int64(first)*pageSize, length: int64(n) * pageSize}); err != nil {
 				return fmt.Errorf("allocating shared memory %d in the pod's cgroup: %w", id, err)
 			}
 		}
@@ -240,7 +240,7 @@ func (k *Keeper) Hole(id uint64, offset, length int64) error {
 	if err != nil {
 		return err
 	}
-	length = (length + PageSize - 1) &^ (PageSize - 1)
+	length = (length + pageSize - 1) &^ (pageSize - 1)
 	if err := unix.Fallocate(int(g.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length); err != nil {
 		return fmt.Errorf("freeing shared memory %d: %w", id, err)
 	}

@@ -223,7 +223,7 @@ func TestSend(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	bytesOf := rand.NewChaCha8([32]byte{3})
 	page := func() []byte {
-		b := make([]byte, PageSize)
+		b := make([]byte, pageSize)
 		bytesOf.Read(b) // it never fails
 		return b
 	}
@@ -239,7 +239,7 @@ func TestSend(t *testing.T) {
 	add("", 1<<20)
 	sparse := add("sparse", 256<<20)
 	large := add("large", 24<<20)
-	for at := int64(0); at < 24<<20; at += PageSize {
+	for at := int64(0); at < 24<<20; at += pageSize {
 		if _, err := large.WriteAt(page(), at); err != nil {
 			t.Fatal(err)
 		}
@@ -259,7 +259,7 @@ func TestSend(t *testing.T) {
 				at := random.Int64N(size)
 				switch random.IntN(5) {
 				case 0:
-					m.punch(t, at, 1+random.Int64N(40*PageSize))
+					m.punch(t, at, 1+random.Int64N(40*pageSize))
 				case 1:
 					if _, err := m.WriteAt(make([]byte, 10), at); err != nil {
 						t.Fatal(err)
@@ -289,7 +289,7 @@ func TestSend(t *testing.T) {
 		change(round)
 		switch round {
 		case 2:
-			add("late", 70*PageSize)
+			add("late", 70*pageSize)
 		case 4:
 			gone := segments[large.id]
 			delete(segments, large.id)
@@ -341,7 +341,7 @@ func TestSend(t *testing.T) {
 
 // A peer may send anything; nothing of it is outside a segment, or more than is allowed.
 func TestKeeperRefuses(t *testing.T) {
-	page := make([]byte, PageSize)
+	page := make([]byte, pageSize)
 	for name, c := range map[string]struct {
 		want error
 		do   func(k *oneThread) error
@@ -354,12 +354,12 @@ func TestKeeperRefuses(t *testing.T) {
 		}},
 		"a zero":          {ErrSource, func(k *oneThread) error { return k.Segment(Segment{ID: 8, Size: 1, Name: "a\x00b"}) }},
 		"unknown":         {ErrSource, func(k *oneThread) error { return k.Pages(8, 0, page) }},
-		"before":          {ErrSource, func(k *oneThread) error { return k.Pages(7, -PageSize, page) }},
-		"behind":          {ErrSource, func(k *oneThread) error { return k.Pages(7, 10*PageSize, page) }},
-		"across the end":  {ErrSource, func(k *oneThread) error { return k.Pages(7, 9*PageSize, append(page, page...)) }},
+		"before":          {ErrSource, func(k *oneThread) error { return k.Pages(7, -pageSize, page) }},
+		"behind":          {ErrSource, func(k *oneThread) error { return k.Pages(7, 10*pageSize, page) }},
+		"across the end":  {ErrSource, func(k *oneThread) error { return k.Pages(7, 9*pageSize, append(page, page...)) }},
 		"between pages":   {ErrSource, func(k *oneThread) error { return k.Pages(7, 1, page) }},
-		"a hole behind":   {ErrSource, func(k *oneThread) error { return k.Hole(7, 9*PageSize, 2*PageSize) }},
-		"a hole of less":  {ErrSource, func(k *oneThread) error { return k.Hole(7, 0, -PageSize) }},
+		"a hole behind":   {ErrSource, func(k *oneThread) error { return k.Hole(7, 9*pageSize, 2*pageSize) }},
+		"a hole of less":  {ErrSource, func(k *oneThread) error { return k.Hole(7, 0, -pageSize) }},
 		"unknown dropped": {ErrSource, func(k *oneThread) error { return k.Drop(8) }},
 		"too much": {ErrTooMuch, func(k *oneThread) error {
 			if err := k.Segment(Segment{ID: 9, Size: 1 << 40}); err != nil {
@@ -373,18 +373,18 @@ func TestKeeperRefuses(t *testing.T) {
 		}},
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
-			k, _, _ := newTestKeeper(t, 16*PageSize)
+			k, _, _ := newTestKeeper(t, 16*pageSize)
 			// The last page is not a whole one.
-			if err := k.Segment(Segment{ID: 7, Size: 10*PageSize - 100}); err != nil {
+			if err := k.Segment(Segment{ID: 7, Size: 10*pageSize - 100}); err != nil {
 				t.Fatal(err)
 			}
-			if err := k.Pages(7, 9*PageSize, page); err != nil {
+			if err := k.Pages(7, 9*pageSize, page); err != nil {
 				t.Fatal(err)
 			}
 			if err := c.do(k); !errors.Is(err, c.want) {
 				t.Errorf("got %v", err)
 			}
-			if n := k.Bytes(); n > 16*PageSize+PageSize {
+			if n := k.Bytes(); n > 16*pageSize+pageSize {
 				t.Errorf("%d bytes are kept", n)
 			}
 		})
@@ -396,13 +396,13 @@ func TestKeeperRefuses(t *testing.T) {
 func TestKeeperUnseals(t *testing.T) {
 	k, dir, _ := newTestKeeper(t, 1<<20)
 	for id, sealable := range map[uint64]bool{7: true, 8: false} {
-		if err := k.Segment(Segment{ID: id, Name: "sealed", Size: 100*PageSize + 5, Sealable: sealable}); err != nil {
+		if err := k.Segment(Segment{ID: id, Name: "sealed", Size: 100*pageSize + 5, Sealable: sealable}); err != nil {
 			t.Fatal(err)
 		}
-		if err := k.Pages(id, 50*PageSize, bytes.Repeat([]byte("x"), PageSize)); err != nil {
+		if err := k.Pages(id, 50*pageSize, bytes.Repeat([]byte("x"), pageSize)); err != nil {
 			t.Fatal(err)
 		}
-		if err := k.Pages(id, 100*PageSize, bytes.Repeat([]byte("y"), PageSize)); err != nil {
+		if err := k.Pages(id, 100*pageSize, bytes.Repeat([]byte("y"), pageSize)); err != nil {
 			t.Fatal(err)
 		}
 		k.segments[id].file.Close() // nobody writes any more
@@ -416,11 +416,11 @@ func TestKeeperUnseals(t *testing.T) {
 				t.Errorf("its seals are %d, %v", seals, err)
 			}
 			b, err := io.ReadAll(io.NewSectionReader(file, 0, 1<<20))
-			if err != nil || len(b) != 100*PageSize+5 || b[50*PageSize] != 'x' || string(b[100*PageSize:]) != "yyyyy" {
+			if err != nil || len(b) != 100*pageSize+5 || b[50*pageSize] != 'x' || string(b[100*pageSize:]) != "yyyyy" {
 				t.Fatalf("it has %d bytes, %v", len(b), err)
 			}
 			var st unix.Stat_t
-			if err := unix.Fstat(int(file.Fd()), &st); err != nil || st.Blocks != 2*PageSize/512 {
+			if err := unix.Fstat(int(file.Fd()), &st); err != nil || st.Blocks != 2*pageSize/512 {
 				t.Errorf("it has %d blocks, %v", st.Blocks, err)
 			}
 			if sealable {
@@ -441,10 +441,10 @@ func TestKeeperLives(t *testing.T) {
 			if pid, err := Find(dir); pid != 0 || err != nil {
 				t.Fatalf("before there was a segment: %d, %v", pid, err)
 			}
-			if err := k.Segment(Segment{ID: 7, Size: PageSize}); err != nil {
+			if err := k.Segment(Segment{ID: 7, Size: pageSize}); err != nil {
 				t.Fatal(err)
 			}
-			if err := k.Pages(7, 0, bytes.Repeat([]byte("x"), PageSize)); err != nil {
+			if err := k.Pages(7, 0, bytes.Repeat([]byte("x"), pageSize)); err != nil {
 				t.Fatal(err)
 			}
 			k.Close()
@@ -456,7 +456,7 @@ func TestKeeperLives(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if b := make([]byte, PageSize); func() bool { n, _ := file.ReadAt(b, 0); return n != PageSize || b[9] != 'x' }() {
+			if b := make([]byte, pageSize); func() bool { n, _ := file.ReadAt(b, 0); return n != pageSize || b[9] != 'x' }() {
 				t.Error("the content is another")
 			}
 			fd, err := unix.PidfdOpen(pid, 0)

@@ -14,9 +14,9 @@ const (
 	// chunkPages is how many pages are read, compared and remembered together, by
 	// the bits of one word.
 	chunkPages = 64
-	chunkSize  = chunkPages * PageSize
+	chunkSize  = chunkPages * pageSize
 	// maxPages bounds what is remembered, 17 bytes a page.
-	maxPages = 64 << 30 / PageSize
+	maxPages = 64 << 30 / pageSize
 
 	// maxPasses bounds how often segments are compared while the pod runs; fewBytes
 	// that change in a pass make another one pointless, and so does one in which more
