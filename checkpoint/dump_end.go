@@ -14,14 +14,7 @@ import (
 // failures of the undoing, and in CRIU's own words if CRIU is to blame.
 func (d *Dump) fail(err error) error {
 	undo := d.rollBack()
-	if errors.Is(err, errDumpFailed) || errors.Is(err, errWorkerGone) {
-		criu := criuError("dump", d.options.WorkDir, dumpLog)
-		if errors.Is(err, errWorkerGone) {
-			criu.Lines = append(criu.Lines, "CRIU died")
-		}
-		err = criu
-	}
-	return errors.Join(err, undo)
+	return errors.Join(inCRIUsWords(err, "dump", d.options.WorkDir, dumpLog), undo)
 }
 
 // rollBack makes CRIU let go of the pod and the pod run.

@@ -101,7 +101,7 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 		}
 		switch m.notification() {
 		case "":
-			return nil, errDumpFailed
+			return nil, errCRIUFailed
 		case "pre-dump":
 			if ready := d.options.Hooks.Ready; ready != nil {
 				err = ready(ctx)
@@ -202,9 +202,6 @@ const seizeLimit = 2 * seizeTimeout * time.Second
 
 // errSeize means that CRIU did not get hold of all processes in time.
 var errSeize = fmt.Errorf("CRIU could not stop the pod's processes within %v", seizeLimit)
-
-// errDumpFailed means CRIU reported a failure; the reason is in its log.
-var errDumpFailed = errors.New("CRIU failed")
 
 func (d *Dump) freeze(ctx context.Context) error {
 	d.froze = true

@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -36,6 +37,23 @@ func (e *CRIUError) Error() string {
 		return fmt.Sprintf("CRIU could not %s the pod and did not say why", e.Op)
 	}
 	return fmt.Sprintf("CRIU could not %s the pod: %s", e.Op, strings.Join(e.Lines, "; "))
+}
+
+// errCRIUFailed means CRIU reported a failure; the reason is in its log.
+var errCRIUFailed = errors.New("CRIU failed")
+
+// inCRIUsWords returns a *CRIUError in place of an error for which CRIU is to blame, and any
+// other as it is.
+func inCRIUsWords(err error, op, workDir, logFile string) error {
+	died := errors.Is(err, errWorkerGone)
+	if !died && !errors.Is(err, errCRIUFailed) {
+		return err
+	}
+	e := criuError(op, workDir, logFile)
+	if died {
+		e.Lines = append(e.Lines, "CRIU died")
+	}
+	return e
 }
 
 // criuError reads the reason of a failure from CRIU's log in workDir.

@@ -265,7 +265,7 @@ func (r *Restore) run(ctx context.Context) error {
 			if pid := int(m.GetRestore().GetPid()); pid > 0 && r.pid == 0 {
 				r.pid = pid
 			}
-			return errRestoreFailed
+			return errCRIUFailed
 		case "setup-namespaces":
 			if err := r.adopt(int(m.GetNotify().GetPid())); err != nil {
 				return err
@@ -324,9 +324,6 @@ func (r *Restore) registered(ctx context.Context) error {
 	}
 	return nil
 }
-
-// errRestoreFailed means CRIU reported a failure; the reason is in its log.
-var errRestoreFailed = errors.New("CRIU failed")
 
 // receive is worker.receive, but drops the terminal masters that CRIU gives
 // away: the other end of such a terminal was gone before the dump, so its

@@ -16,14 +16,7 @@ import (
 // CRIU's own words if CRIU is to blame.
 func (r *Restore) fail(err error) error {
 	undo := r.rollBack()
-	if errors.Is(err, errRestoreFailed) || errors.Is(err, errWorkerGone) {
-		criu := criuError("restore", r.options.WorkDir, restoreLog)
-		if errors.Is(err, errWorkerGone) {
-			criu.Lines = append(criu.Lines, "CRIU died")
-		}
-		err = criu
-	}
-	return errors.Join(r.refused, err, undo)
+	return errors.Join(r.refused, inCRIUsWords(err, "restore", r.options.WorkDir, restoreLog), undo)
 }
 
 // rollBack ends CRIU, which kills what it restored, and then what CRIU could
@@ -173,7 +166,7 @@ func (r *Restore) resume() (releaseErr, err error) {
 		switch m.notification() {
 		case "":
 			if !m.GetSuccess() {
-				return releaseErr, errRestoreFailed
+				return releaseErr, errCRIUFailed
 			}
 			return releaseErr, nil
 		case "pre-resume":
