@@ -97,7 +97,7 @@ func (d *Dump) Commit(ctx context.Context) error {
 	if err := unix.PidfdSendSignal(int(d.initFD.Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("committing the dump: killing the pod: %w", err)
 	}
-	if err := d.worker.answer(true); err != nil {
+	if err := d.worker.answer(); err != nil {
 		d.log.Warn("CRIU died during the hold", "error", err)
 	}
 	// Frozen tasks of a version 1 cgroup die only when they are thawed,

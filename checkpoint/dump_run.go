@@ -140,7 +140,7 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 		if err != nil {
 			return nil, err
 		}
-		if err := d.worker.answer(true); err != nil {
+		if err := d.worker.answer(); err != nil {
 			return nil, err
 		}
 	}

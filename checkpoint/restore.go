@@ -278,7 +278,7 @@ func (r *Restore) run(ctx context.Context) error {
 			}
 			return r.registered(ctx)
 		}
-		if err := r.worker.answer(true); err != nil {
+		if err := r.worker.answer(); err != nil {
 			return err
 		}
 	}

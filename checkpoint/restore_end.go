@@ -156,7 +156,7 @@ func (r *Restore) Close() {
 func (r *Restore) resume() (releaseErr, err error) {
 	ctx := context.Background()
 	for {
-		if err := r.worker.answer(true); err != nil {
+		if err := r.worker.answer(); err != nil {
 			return releaseErr, err
 		}
 		m, err := r.receive(ctx)
@@ -175,7 +175,7 @@ func (r *Restore) resume() (releaseErr, err error) {
 			}
 		case "post-resume":
 			// It runs. CRIU may die now without harm.
-			if err := r.worker.answer(true); err != nil {
+			if err := r.worker.answer(); err != nil {
 				r.log.Warn("CRIU died after the restore", "error", err)
 			}
 			return releaseErr, nil

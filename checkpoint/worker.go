@@ -192,10 +192,9 @@ func (w *worker) ask(ctx context.Context, request *rpc.CriuReq) (*rpc.CriuResp, 
 	return m.CriuResp, nil
 }
 
-// answer ends the wait of a notification. With ok false CRIU undoes what it
-// did so far.
-func (w *worker) answer(ok bool) error {
-	return w.send(&rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: proto.Bool(ok)})
+// answer ends the wait of a notification.
+func (w *worker) answer() error {
+	return w.send(&rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: proto.Bool(true)})
 }
 
 // receive returns the next message. It returns ctx's cause as soon as ctx is
