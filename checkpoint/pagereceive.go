@@ -190,7 +190,7 @@ func (p *pageReceiver) open(f frame) error {
 		return err
 	}
 	// pagemap_head (images/pagemap.proto).
-	return p.writeEntry(protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), uint64(id)))
+	return p.writeEntry(appendVarint(nil, 1, uint64(id)))
 }
 
 func (p *pageReceiver) create(name string) (*os.File, error) {

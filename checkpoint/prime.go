@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,7 +34,7 @@ func (e *Engine) prime(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(featureCache, cache)
+	return renameio.WriteFile(featureCache, cache, 0o600)
 }
 
 // probePrivately lets CRIU probe the kernel in a mount namespace with its own
@@ -67,24 +68,4 @@ func (e *Engine) probePrivately(ctx context.Context) ([]byte, error) {
 	}()
 	r := <-done
 	return r.cache, r.err
-}
-
-// replaceFile writes a file so that a reader sees the old or the new content.
-func replaceFile(name string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("writing %s: %w", name, err)
-	}
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -125,7 +126,7 @@ func (f *metaFile) freeze(pod freezer, cause string) error {
 func (f *metaFile) thaw(pod freezer, cause string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	rest := slices.DeleteFunc(slices.Clone(f.get().Frozen), func(c string) bool { return len(c) >= len(cause) && c[:len(cause)] == cause })
+	rest := slices.DeleteFunc(slices.Clone(f.get().Frozen), func(c string) bool { return strings.HasPrefix(c, cause) })
 	if len(rest) == len(f.get().Frozen) {
 		return nil
 	}
