@@ -33,6 +33,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "podd.h"
 #include "shared.h"
 #include "userfault.h"
 
@@ -86,41 +87,19 @@ struct pm_scan_arg {
 static struct table *table;
 static uint64_t table_size;
 
-static struct table *map_table(int fd)
-{
-	struct stat st;
-	struct table *t;
-
-	if (fstat(fd, &st) || st.st_size < (off_t)sizeof(*t))
-		return NULL;
-	t = mmap(NULL, st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	close(fd);
-	if (t == MAP_FAILED)
-		return NULL;
-	if (t->magic != MAGIC) {
-		munmap(t, st.st_size);
-		return NULL;
-	}
-	table_size = st.st_size;
-	return t;
-}
-
 __attribute__((constructor)) static void attach(void)
 {
-	const char *variable = getenv("PODD_PAGEFILTER");
 	int (*has_feature)(unsigned int);
 
-	if (!variable)
+	if (!getenv("PODD_PAGEFILTER"))
 		return;
 	/* A CRIU without such a function is as fast as it is. */
 	has_feature = (int (*)(unsigned int))dlsym(RTLD_DEFAULT, "compel_cpu_has_feature");
 	if (has_feature)
 		has_feature(0);
-	table = map_table(atoi(variable));
+	table = podd_table("PODD_PAGEFILTER", MAGIC, sizeof(*table), &table_size);
 	if (table)
 		table->attached = 1;
-	/* For programs that CRIU starts the number means another file. */
-	unsetenv("PODD_PAGEFILTER");
 }
 
 /* The process of an open /proc/PID or of a file in it, or 0. */

@@ -18,13 +18,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 
+#include "podd.h"
 #include "shared.h"
 
 #define MAGIC 0x3148534444444f50 /* "PODDSH1" */
@@ -61,27 +60,9 @@ static int sized = -1;
 
 __attribute__((constructor)) static void attach(void)
 {
-	const char *variable = getenv("PODD_SHARED");
-	struct stat st;
-	struct table *t;
-	int fd;
+	uint64_t size;
 
-	if (!variable)
-		return;
-	fd = atoi(variable);
-	/* For programs that CRIU starts the number means another file. */
-	unsetenv("PODD_SHARED");
-	if (fstat(fd, &st) || st.st_size < (off_t)sizeof(*t))
-		return;
-	t = mmap(NULL, sizeof(*t), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	close(fd);
-	if (t == MAP_FAILED)
-		return;
-	if (t->magic != MAGIC) {
-		munmap(t, sizeof(*t));
-		return;
-	}
-	table = t;
+	table = podd_table("PODD_SHARED", MAGIC, sizeof(*table), &size);
 }
 
 static int left_out(int fd)
@@ -155,30 +136,6 @@ int write_sealed(int dir, const char *link)
 	return seals >= 0 && seals & F_SEAL_WRITE;
 }
 
-/* A connection to the keeper in a directory, or -1. The name is short, and nothing else need exist
- * where the process is: it may see no /proc. */
-static int connect_keeper(int dir)
-{
-	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = KEEPER };
-	int here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC), sk = -1;
-
-	if (here < 0)
-		return -1;
-	if (!fchdir(dir)) {
-		sk = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-		if (sk >= 0 && connect(sk, (struct sockaddr *)&address, sizeof(address))) {
-			close(sk);
-			sk = -1;
-		}
-		if (fchdir(here) && sk >= 0) {
-			close(sk);
-			sk = -1;
-		}
-	}
-	close(here);
-	return sk;
-}
-
 /* The memfd of a segment, or -1. */
 static int get(int sk, uint64_t id)
 {
@@ -212,7 +169,7 @@ static int substitute(int dir, uint64_t id)
 	struct stat mine, its;
 	int sk, fd, result = -1;
 
-	sk = connect_keeper(dir);
+	sk = podd_connect(dir, KEEPER);
 	if (sk < 0)
 		return -1;
 	fd = get(sk, id);

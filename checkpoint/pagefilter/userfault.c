@@ -21,9 +21,9 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 
+#include "podd.h"
 #include "userfault.h"
 
 #define SOCKET "userfault.socket"
@@ -46,28 +46,6 @@ static int32_t pagemap_of(const char *path)
 		return 0;
 	n = strtoul(path + 8, &end, 10);
 	return strcmp(end, ".img") || n > INT32_MAX ? 0 : n;
-}
-
-/* Connects to podd by a name relative to a directory: it has none in this process's root. */
-static int connect_at(int dir)
-{
-	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = SOCKET };
-	int here, s;
-
-	here = syscall(SYS_openat, AT_FDCWD, ".", O_PATH | O_CLOEXEC, 0);
-	if (here < 0)
-		return -1;
-	s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (s >= 0 && (fchdir(dir) || connect(s, (struct sockaddr *)&address, sizeof(address)))) {
-		close(s);
-		s = -1;
-	}
-	if (fchdir(here) && s >= 0) {
-		close(s);
-		s = -1;
-	}
-	close(here);
-	return s;
 }
 
 static void pass(int s, int32_t pid, int fd)
@@ -103,7 +81,7 @@ void podd_open_image(int dir, const char *path)
 	 * CRIU sets this to what it was in the dump, when the memory is in place.
 	 */
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	s = connect_at(dir);
+	s = podd_connect(dir, SOCKET);
 	if (s < 0)
 		return; /* podd has CRIU make it. */
 	fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
