@@ -25,6 +25,7 @@ func (w *world) stream(t *testing.T) *stream {
 	s := &stream{conn: w.dial(t, 7), errs: make(chan error, 2)}
 	go s.send()
 	go s.check()
+	s.progress(t) // a connection that the pod has not accepted can't be dumped
 	return s
 }
 
