@@ -131,6 +131,10 @@ func readNeighbors(c *netns.Conn, byIndex map[int]*device) error {
 		if dev == nil || !ok {
 			continue
 		}
+		if virtual.Unmap() == detourGateway {
+			dev.detoured = true
+			continue
+		}
 		switch n.State {
 		case netlink.NUD_PERMANENT:
 			dev.virtual, dev.neighbor = virtual.Unmap(), neighborOpen

@@ -46,6 +46,8 @@ type device struct {
 	// state of it.
 	virtual  netip.Addr
 	neighbor neighborState
+	// detoured is true while what is sent to the pod waits beside its queue.
+	detoured bool
 	// redirect is the forwarding entry of a device that has been superseded.
 	redirect redirect
 }

@@ -191,6 +191,44 @@ func (k *kernel) setRoute(virtual netip.Addr, dev *device) error {
 	return nil
 }
 
+// detourGateway has a neighbour entry on a device while a queue is let go. It is
+// nobody's address: one beside pod.Gateway.
+var detourGateway = pod.Gateway.Next()
+
+// detour makes what is sent to virtual wait on a queue of its own, beside the
+// one of virtual. The reverse-path filter goes by the device, which stays.
+func (k *kernel) detour(virtual netip.Addr, dev *device) error {
+	k.changed("route", "to %s had no detour", virtual)
+	// A neighbour that was left held is tried all the same.
+	dev.detoured = true
+	if err := vxlan.Hold(k.conn, dev.index, detourGateway); err != nil {
+		return fmt.Errorf("device %s: %w", deviceName(dev.label), err)
+	}
+	r := route(virtual, dev.index)
+	// The kernel allows a gateway in this scope only.
+	r.Gw, r.Flags, r.Scope = detourGateway.AsSlice(), int(netlink.FLAG_ONLINK), netlink.SCOPE_UNIVERSE
+	if err := k.conn.RouteReplace(r); err != nil {
+		return fmt.Errorf("delaying what is sent to %s: %w", virtual, err)
+	}
+	return nil
+}
+
+// endDetour opens the direct way again and then lets what has waited go.
+func (k *kernel) endDetour(virtual netip.Addr, dev *device) error {
+	if err := k.setRoute(virtual, dev); err != nil {
+		return err
+	}
+	if err := vxlan.SetNeighbor(k.conn, dev.index, detourGateway, vxlan.PodMAC); err != nil {
+		return fmt.Errorf("device %s: %w", deviceName(dev.label), err)
+	}
+	entry := &netlink.Neigh{Family: unix.AF_INET, LinkIndex: dev.index, IP: detourGateway.AsSlice()}
+	if err := k.conn.NeighDel(entry); err != nil && !netns.IsNotFound(err) {
+		return fmt.Errorf("removing the detour of device %s: %w", deviceName(dev.label), err)
+	}
+	dev.detoured = false
+	return nil
+}
+
 func (k *kernel) removeRoute(virtual netip.Addr, dev *device) error {
 	k.changed("route", "to %s was added", virtual)
 	if err := k.conn.RouteDel(route(virtual, dev.index)); err != nil && !netns.IsNotFound(err) {

@@ -83,6 +83,12 @@ func (d *Datapath) apply(p *path, w wanted) error {
 	if err := d.setHeld(p, w.held); err != nil {
 		return err
 	}
+	if current.detoured {
+		// Left by a proxy that died between the steps of an abort.
+		if err := d.kernel.endDetour(p.virtual, current); err != nil {
+			return err
+		}
+	}
 	if current.redirect.label != 0 {
 		// Left by a proxy that died between the two steps of a release.
 		if err := d.kernel.removeRedirect(current); err != nil {
@@ -131,10 +137,27 @@ func (d *Datapath) setHeld(p *path, held bool) error {
 		delete(d.held, p.virtual)
 		d.reaper.poke()
 	}
-	if err := d.setNeighbor(p.current, p.virtual, held); err != nil || p.next == nil {
+	set := d.setNeighbor
+	if !held && p.current.neighbor == neighborHeld && p.current.virtual == p.virtual {
+		set = d.letGo
+	}
+	if err := set(p.current, p.virtual, held); err != nil || p.next == nil {
 		return err
 	}
 	return d.setNeighbor(p.next, p.virtual, held)
+}
+
+// letGo opens a device that stays the pod's way. The kernel lets a queue go one
+// packet after the other, and packets that come meanwhile would overtake it.
+// After a long hold that costs a connection much: if what overtakes is sent
+// again, TCP takes what is queued, with its older timestamps, for duplicates
+// (PAWS, RFC 7323), and the sender's timeout has grown to the hold's length. So
+// newer packets wait beside the queue until it is empty.
+func (d *Datapath) letGo(dev *device, virtual netip.Addr, _ bool) error {
+	return errors.Join(
+		d.kernel.detour(virtual, dev),
+		d.setNeighbor(dev, virtual, false),
+		d.kernel.endDetour(virtual, dev))
 }
 
 func (d *Datapath) setNeighbor(dev *device, virtual netip.Addr, held bool) error {
