@@ -143,10 +143,17 @@ static struct range *find(uint64_t pid, uint64_t address)
 	return &table->ranges[low];
 }
 
+/*
+ * The pagemap that CRIU opened last, and whose it is. It asks thousands of questions about it, and
+ * a descriptor that was closed since is none of another pagemap's: that would have been opened last.
+ */
+static int pagemap = -1;
+static uint64_t pagemap_of;
+
 /* Asks about the parts of [start, end) that are not left out, one after the other. */
 static long scan(int fd, struct pm_scan_arg *arg)
 {
-	uint64_t pid = process_of(fd), at = arg->start, found = 0;
+	uint64_t pid = fd == pagemap ? pagemap_of : process_of(fd), at = arg->start, found = 0;
 	struct range *end = &table->ranges[nr_ranges()];
 	struct range *r = find(pid, at);
 
@@ -297,6 +304,10 @@ static int open_described(int dir, const char *path, int flags, mode_t mode)
 		return -1;
 	}
 	fd = syscall(SYS_openat, dir, path, flags, mode);
+	if (!strcmp(path, "pagemap")) {
+		pagemap = fd;
+		pagemap_of = process_of(fd);
+	}
 	if (!strcmp(path, "map_files")) {
 		map_files = fd;
 		map_files_of = find_text(process_of(dir));
