@@ -113,7 +113,9 @@ func shortSmaps(pid int) ([]byte, error) {
 	}
 }
 
-// mappedFiles looks at the files of the mappings in a text of smaps.
+// mappedFiles looks at the files of the mappings in a text of smaps. The parts of a library, which
+// are private and follow each other, are of one open file: only the first of them is looked at.
+// CRIU borrows its descriptor for the others, too (criu/proc_parse.c, vma_get_mapfile).
 func mappedFiles(pid int, text []byte) ([]mappedFile, error) {
 	dir, err := unix.Open(fmt.Sprintf("/proc/%d/map_files", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -121,14 +123,18 @@ func mappedFiles(pid int, text []byte) ([]mappedFile, error) {
 	}
 	defer unix.Close(dir)
 	var files []mappedFile
+	var last procfs.Mapping
 	for line := range bytes.Lines(text) {
 		m, ok := procfs.ParseMapping(bytes.TrimSuffix(line, []byte("\n")))
 		if !ok {
 			continue
 		}
 		f := mappedFile{start: m.Start, end: m.End}
+		switch {
+		case m.Inode != 0 && !m.Shared && !last.Shared && m.Inode == last.Inode && m.Major == last.Major && m.Minor == last.Minor:
+			f.mode = files[len(files)-1].mode
 		// A file has a device, even one without a number.
-		if m.Inode != 0 || m.Major != 0 || m.Minor != 0 {
+		case m.Inode != 0 || m.Major != 0 || m.Minor != 0:
 			var st unix.Stat_t
 			switch err := unix.Fstatat(dir, fmt.Sprintf("%x-%x", m.Start, m.End), &st, unix.AT_SYMLINK_NOFOLLOW); err {
 			case nil:
@@ -138,7 +144,7 @@ func mappedFiles(pid int, text []byte) ([]mappedFile, error) {
 				return nil, os.NewSyscallError("fstatat map_files", err)
 			}
 		}
-		files = append(files, f)
+		files, last = append(files, f), m
 	}
 	return files, nil
 }
