@@ -21,6 +21,12 @@ type aheadStore struct {
 	mapped [][]byte
 	// runs are by image, and ascend.
 	runs map[uint64][]aheadRun
+	// spares are the sizes of files for the images to come, which have room for what came ahead of
+	// them: a page costs as much to allocate as to copy, and is copied while the pod is frozen.
+	spares map[uint64]int64
+	// growing is the one that grew last, that of image growingOf.
+	growing   *os.File
+	growingOf uint64
 }
 
 // aheadRun is where consecutive pages are.
@@ -63,7 +69,10 @@ func (s *aheadStore) add(p *pageReceiver, f frame, r io.Reader) error {
 		if err := p.dir.Remove(aheadName); err != nil {
 			return err
 		}
-		s.runs = map[uint64][]aheadRun{}
+		s.runs, s.spares = map[uint64][]aheadRun{}, map[uint64]int64{}
+	}
+	if err := s.enlarge(p, f.image, int64(f.pages)*pageSize); err != nil {
+		return err
 	}
 	s.runs[f.image] = known
 	for left := int64(f.pages) * pageSize; left > 0; {
@@ -101,6 +110,66 @@ func (s *aheadStore) room(p *pageReceiver, n int64) ([]byte, error) {
 	}
 	s.size += n
 	return s.mapped[part][at : at+n], nil
+}
+
+// enlarge makes room for more bytes in the file of an image to come.
+func (s *aheadStore) enlarge(p *pageReceiver, image uint64, n int64) error {
+	size, known := s.spares[image]
+	if !known && len(s.spares) == p.limits.Images {
+		return fmt.Errorf("%w: more than %d memory images", ErrLimit, p.limits.Images)
+	}
+	if s.growing == nil || s.growingOf != image {
+		if err := s.closeGrowing(); err != nil {
+			return err
+		}
+		var err error
+		if s.growing, err = p.dir.OpenFile(spareName(image), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+			return err
+		}
+		s.growingOf = image
+	}
+	fd := int(s.growing.Fd())
+	if err := p.room.Add(fd, n, 0); err != nil {
+		return fmt.Errorf("%w: %w", ErrLimit, err)
+	}
+	if err := unix.Fallocate(fd, 0, size, n); err != nil {
+		return os.NewSyscallError("fallocate", err)
+	}
+	s.spares[image] = size + n
+	return nil
+}
+
+func spareName(image uint64) string { return fmt.Sprintf("spare-%d", frame{image: image}.number()) }
+
+func (s *aheadStore) closeGrowing() error {
+	if s.growing == nil {
+		return nil
+	}
+	err := s.growing.Close()
+	s.growing = nil
+	return err
+}
+
+// dropSpares removes the files that no image took.
+func (s *aheadStore) dropSpares(p *pageReceiver) error {
+	errs := []error{s.closeGrowing()}
+	for image := range s.spares {
+		errs = append(errs, p.dir.Remove(spareName(image)))
+	}
+	return errors.Join(errs...)
+}
+
+// create makes the file for the pages of an image, of what is spare if there is something. It is to
+// be cut off where they end.
+func (s *aheadStore) create(p *pageReceiver, image uint64, name string) (*os.File, error) {
+	if _, spare := s.spares[image]; !spare {
+		return p.create(name)
+	}
+	delete(s.spares, image)
+	if err := p.dir.Rename(spareName(image), name); err != nil {
+		return nil, err
+	}
+	return p.dir.OpenFile(name, os.O_RDWR, 0)
 }
 
 // find returns the first of the pages from addr on, as many as are there in one piece, at most

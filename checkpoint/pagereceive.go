@@ -68,7 +68,7 @@ func ReceivePages(ctx context.Context, r io.Reader, imagesDir string, limits Pag
 	p := pageReceiver{dir: dir, limits: limits, buf: make([]byte, 0, 1<<20), opened: make(map[uint64]bool), filled: make(map[uint64]bool)}
 	p.shared = sharedReceiver{sink: shared, segments: map[uint64]bool{}}
 	err = p.run(ctx, r)
-	err = errors.Join(err, p.finish())
+	err = errors.Join(err, p.finish(), p.ahead.dropSpares(&p))
 	if err == nil {
 		err = p.shared.complete(&p)
 	}
@@ -180,7 +180,7 @@ func (p *pageReceiver) open(f frame) error {
 		return err
 	}
 	p.entries = bufio.NewWriterSize(p.pagemap, 64<<10)
-	if p.pages, err = p.create(fmt.Sprintf("pages-%d.img", id)); err != nil {
+	if p.pages, err = p.ahead.create(p, f.image, fmt.Sprintf("pages-%d.img", id)); err != nil {
 		return err
 	}
 	p.image, p.end = f.image, 0
@@ -304,7 +304,7 @@ func (p *pageReceiver) writePages(b []byte) error {
 func (p *pageReceiver) finish() error {
 	var err error
 	if p.pages != nil {
-		err = errors.Join(p.flushPages(), p.pages.Close())
+		err = errors.Join(p.flushPages(), p.cutOff(), p.pages.Close())
 		p.pages = nil
 	}
 	if p.pagemap != nil {
@@ -312,4 +312,13 @@ func (p *pageReceiver) finish() error {
 		p.pagemap = nil
 	}
 	return err
+}
+
+// cutOff ends the file of pages where they end: it may have been made larger.
+func (p *pageReceiver) cutOff() error {
+	end, err := p.pages.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	return p.pages.Truncate(end)
 }

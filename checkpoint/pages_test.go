@@ -6,10 +6,12 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -332,6 +334,47 @@ func TestReceivePagesSharedRefused(t *testing.T) {
 		if _, err := receivePages(t.Context(), t, bytes.NewReader(stream), t.TempDir(), PageLimits{Bytes: 16 * pageSize, Images: 2}); err == nil {
 			t.Errorf("%+v: accepted", f)
 		}
+	}
+}
+
+// What came ahead and is in no image leaves nothing.
+func TestReceivePagesAhead(t *testing.T) {
+	var stream []byte
+	for number, letter := range []byte("xyz") {
+		ahead := frame{op: opAhead, flags: pagePresent, pages: 3, addr: 0x10000, image: uint64(7+number)<<8 | imageTask}
+		stream = append(ahead.append(stream), pagesOf(3, letter)...)
+	}
+	for _, f := range []frame{
+		{op: opOpen, image: 8<<8 | imageTask}, {op: opSame, flags: pagePresent, pages: 1, addr: 0x11000, image: 8<<8 | imageTask},
+		{op: opOpen, image: task7}, {op: opSame, flags: pagePresent, pages: 3, addr: 0x10000, image: task7}, {op: opAdd, flags: pagePresent, pages: 1, addr: 0x13000, image: task7},
+	} {
+		stream = f.append(stream)
+	}
+	stream = frame{op: opClose}.append(append(stream, pagesOf(1, 'a')...))
+	dir := t.TempDir()
+	if _, err := receivePages(t.Context(), t, bytes.NewReader(stream), dir, PageLimits{Bytes: 16 * pageSize, Images: 3}); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string][]byte{
+		fmt.Sprintf("pages-%d.img", firstPages):   pagesOf(3, 'y')[pageSize : 2*pageSize],
+		fmt.Sprintf("pages-%d.img", firstPages+1): append(pagesOf(3, 'x'), pagesOf(1, 'a')...),
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "pagemap-") {
+			continue
+		}
+		got, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if pages, ok := want[e.Name()]; !ok || err != nil || !bytes.Equal(got, pages) {
+			t.Errorf("%s: %d bytes, want %d (%v)", e.Name(), len(got), len(pages), err)
+		}
+		delete(want, e.Name())
+	}
+	if len(want) > 0 {
+		t.Errorf("missing: %d", len(want))
 	}
 }
 
