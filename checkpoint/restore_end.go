@@ -174,7 +174,9 @@ func (r *Restore) resume() (releaseErr, err error) {
 				releaseErr = fmt.Errorf("releasing the pod's network: %w", err)
 			}
 		case "post-resume":
-			// It runs. CRIU may die now without harm.
+			// It runs. CRIU may die now without harm, and takes its time for it: some
+			// 30 ms for a desktop, which that needs itself after so long.
+			r.worker.yield()
 			if err := r.worker.answer(); err != nil {
 				r.log.Warn("CRIU died after the restore", "error", err)
 			}

@@ -32,8 +32,12 @@ const (
 	lastWords = 100 * time.Millisecond
 )
 
-// highestPriority is the lowest nice value (setpriority(2)).
-const highestPriority = -20
+// Nice values (setpriority(2)).
+const (
+	highestPriority = -20
+	// lowPriority leaves a process about a tenth of a processor that others want.
+	lowPriority = 10
+)
 
 // errWorkerGone means CRIU closed the conversation, usually by dying.
 var errWorkerGone = errors.New("CRIU ended the conversation")
@@ -122,6 +126,13 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 		close(w.exited)
 	}()
 	return w, nil
+}
+
+// yield lowers CRIU's priority: nobody waits for what is left for it to do.
+func (w *worker) yield() {
+	if err := unix.Setpriority(unix.PRIO_PROCESS, w.pid(), lowPriority); err != nil {
+		w.log.Debug("lowering CRIU's priority failed", "error", err)
+	}
 }
 
 // searchPath is PATH, or a usual one for a daemon that was started without.

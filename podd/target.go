@@ -9,8 +9,11 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	poddv1 "podd/api/podd/v1"
 	"podd/checkpoint"
@@ -57,7 +60,9 @@ type targetMove struct {
 	// release ends the claim on the pod's name.
 	release func()
 	// stop ends the move before its time; dismiss ends the guard that does so.
-	stop    func(cause error)
+	stop func(cause error)
+	// later is what is to be put away at the end.
+	later   []func()
 	dismiss func()
 }
 
@@ -81,6 +86,7 @@ func (d *Daemon) serveTransfer(w http.ResponseWriter, r *http.Request) {
 			d.wakeReconcile()
 		}
 	}()
+	defer m.putAway()
 	ctx, cancel := context.WithCancelCause(d.ctx)
 	defer cancel(nil)
 	m.stop = func(cause error) { cancel(cause); conn.abandon(cause) }
@@ -134,7 +140,7 @@ func (m *targetMove) run(ctx context.Context) error {
 				return err
 			}
 			free, err := m.receivePages(ctx)
-			defer m.free(free)
+			m.later = append(m.later, func() { m.free(free) })
 			if err != nil {
 				return fmt.Errorf("receiving memory: %w", err)
 			}
@@ -173,6 +179,27 @@ func (m *targetMove) pageLimits() checkpoint.PageLimits {
 	}
 	return limits
 }
+
+// putAway does what is left to do when the move is over. That may take 100 ms of a processor,
+// and a pod that runs at last has much to catch up with: so it gets what the pod leaves.
+func (m *targetMove) putAway() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocks: the thread ends, with its priority
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, lowPriority); err != nil {
+			m.log.Debug("lowering the priority failed", "error", err)
+		}
+		for _, f := range m.later {
+			f()
+		}
+	}()
+	<-done
+}
+
+// lowPriority is a nice value (setpriority(2)) that leaves a thread about a tenth of a processor that
+// others want.
+const lowPriority = 10
 
 // free gives back what a stream of pages left.
 func (m *targetMove) free(pages func() error) {

@@ -41,8 +41,7 @@ func (m *targetMove) takeOver() {
 	if err := m.at("resumed"); err != nil {
 		m.log.Error("putting the images away meets an error", "error", err)
 	}
-	m.restore.Close()
-	m.removeImages()
+	m.later = append(m.later, m.restore.Close, m.removeImages)
 }
 
 func (m *targetMove) removeImages() {
