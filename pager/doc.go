@@ -26,7 +26,8 @@
 // One thread reads the events of all spaces and does all copying (handler.go,
 // fill.go): the kernel's events are safe only for who does not copy between reading
 // an event and obeying it (userfaultfd(2): "optimal for single threaded
-// non-cooperative userfaultfd manager implementations"). Faults go first, then the
+// non-cooperative userfaultfd manager implementations"), and one at a time, since who
+// caused an event goes on once it was read. Faults go first, then the
 // pages after them, then what arrived last and was therefore changed last, then
 // everything else, in chunks that are small while there are faults.
 //

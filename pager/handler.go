@@ -30,7 +30,7 @@ const (
 	// its mappings, before that is done once per millisecond.
 	spins = 64
 	// maxReads is how often a space may be read before others get their turn.
-	maxReads = 8
+	maxReads = 64
 	// calmTries is how often it is looked at once whether a process has gone on
 	// after an event.
 	calmTries = 64
@@ -240,7 +240,7 @@ func (h *handler) sortSpaces() {
 // end ends a space, whose process is gone or has everything.
 func (h *handler) end(s *space) error {
 	if s.reading {
-		s.ended = true // when all of its messages were obeyed: a child may be among them
+		s.ended = true // when its message was obeyed
 		return nil
 	}
 	delete(h.spaces, s.id)
@@ -312,23 +312,21 @@ func (h *handler) newSpace(pid, fd int, fill func(*space) error) (*space, error)
 // read reads and obeys what a space has to say.
 func (h *handler) read(s *space) error {
 	for range maxReads {
-		n, err := h.journal.read(s)
+		some, err := h.journal.read(s)
 		if err != nil {
 			return fmt.Errorf("reading events of process %d: %w", s.pid, err)
 		}
-		h.started, s.reading = now(), true
-		for i := range n {
-			if err := h.obey(s, &h.journal.messages[i]); err != nil {
-				return err
-			}
-			h.journal.done(i)
+		if !some {
+			return nil
 		}
+		h.started, s.reading = now(), true
+		if err := h.obey(s, h.journal.message); err != nil {
+			return err
+		}
+		h.journal.done()
 		s.reading = false
 		if s.ended {
 			return h.end(s)
-		}
-		if n < messagesAtOnce {
-			return nil
 		}
 	}
 	return nil
@@ -354,7 +352,9 @@ func (h *handler) obey(s *space, m *message) error {
 	case eventRemove:
 		s.drop(start, end)
 	case eventUnmap:
-		s.unmap(start, end)
+		if err := s.unmap(start, end); err != nil {
+			return err
+		}
 	default:
 		return fmt.Errorf("process %d: unknown event %#x", s.pid, m.event())
 	}

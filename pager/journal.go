@@ -7,18 +7,17 @@ import (
 )
 
 const (
-	journalSize     = 4096
-	journalMessages = 64 // where they begin; before them: u32 id of the space
-	// messagesAtOnce is how many messages are read with one call.
-	messagesAtOnce = 16
+	journalSize    = 4096
+	journalMessage = 64 // where it begins; before it: u32 id of the space
 )
 
-// journal is the file into which messages are read. The kernel forgets a message
+// journal is the file into which a message is read. The kernel forgets a message
 // in the system call that writes it, so that a message is either still with the
-// kernel or here, whenever the pager dies.
+// kernel or here, whenever the pager dies. There is place for one: whoever caused an
+// event goes on as soon as it was read, and is to find that it was obeyed, too.
 type journal struct {
-	b        []byte
-	messages []message
+	b       []byte
+	message *message
 }
 
 func openJournal(dir string) (*journal, error) {
@@ -26,25 +25,22 @@ func openJournal(dir string) (*journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &journal{b, unsafe.Slice((*message)(unsafe.Pointer(&b[journalMessages])), messagesAtOnce)}, nil
+	return &journal{b, (*message)(unsafe.Pointer(&b[journalMessage]))}, nil
 }
 
 func (j *journal) space() *atomic.Uint32 { return (*atomic.Uint32)(unsafe.Pointer(&j.b[0])) }
 
-// read reads messages of a space: as many as the result says are in messages.
-func (j *journal) read(s *space) (int, error) {
+// read reads a message of a space, if there is one.
+func (j *journal) read(s *space) (some bool, err error) {
 	j.space().Store(uint32(s.id))
-	return s.uffd.read(j.messages)
+	return s.uffd.read(j.message)
 }
 
-// done says that a message was obeyed.
-func (j *journal) done(i int) { j.messages[i] = message{} }
+// done says that the message was obeyed.
+func (j *journal) done() { *j.message = message{} }
 
-// left returns the space whose messages were read but not all obeyed, if there are
-// any.
+// left returns the space whose message was read but perhaps not obeyed, if there is
+// one.
 func (j *journal) left() (id int, some bool) {
-	for i := range j.messages {
-		some = some || j.messages[i].event() != 0
-	}
-	return int(j.space().Load()), some
+	return int(j.space().Load()), j.message.event() != 0
 }

@@ -97,9 +97,7 @@ func (h *handler) forget(spaces map[int]*space) error {
 	if err != nil {
 		return err
 	}
-	for i := range h.journal.messages {
-		h.journal.done(i)
-	}
+	h.journal.done()
 	for _, s := range spaces {
 		err = errors.Join(err, s.remove())
 	}
@@ -120,36 +118,35 @@ func (h *handler) obeyJournal(spaces map[int]*space, generation int) error {
 	if !some {
 		return nil
 	}
-	s := spaces[id]
-	for i := range h.journal.messages {
-		m := &h.journal.messages[i]
-		switch {
-		case s == nil:
-		case m.event() == eventRemap:
-			if err := s.remap(m.first(), m.second(), m.remapBytes()); err != nil {
-				return err
-			}
-		case m.event() == eventRemove:
-			s.drop(m.first(), m.second())
-		case m.event() == eventUnmap:
-			s.unmap(m.first(), m.second())
-		case m.event() == eventFork:
-			if slices.ContainsFunc(slices.Collect(maps.Values(spaces)), func(s *space) bool { return s.descriptor(generation) == m.forked() }) {
-				break
-			}
-			h.nextID++
-			child, err := newSpace(h.spacePath(h.nextID), h.nextID, s.pid)
-			if err != nil {
-				return err
-			}
-			child.inherit(s)
-			child.setDescriptor(generation, m.forked())
-			if err := child.live(); err != nil {
-				return err
-			}
-			spaces[child.id] = child
+	s, m := spaces[id], h.journal.message
+	switch {
+	case s == nil:
+	case m.event() == eventRemap:
+		if err := s.remap(m.first(), m.second(), m.remapBytes()); err != nil {
+			return err
 		}
-		h.journal.done(i)
+	case m.event() == eventRemove:
+		s.drop(m.first(), m.second())
+	case m.event() == eventUnmap:
+		if err := s.unmap(m.first(), m.second()); err != nil {
+			return err
+		}
+	case m.event() == eventFork:
+		if slices.ContainsFunc(slices.Collect(maps.Values(spaces)), func(s *space) bool { return s.descriptor(generation) == m.forked() }) {
+			break
+		}
+		h.nextID++
+		child, err := newSpace(h.spacePath(h.nextID), h.nextID, s.pid)
+		if err != nil {
+			return err
+		}
+		child.inherit(s)
+		child.setDescriptor(generation, m.forked())
+		if err := child.live(); err != nil {
+			return err
+		}
+		spaces[child.id] = child
 	}
+	h.journal.done()
 	return nil
 }

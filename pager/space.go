@@ -49,7 +49,9 @@ type extent struct {
 	// moved means that mremap(2) has put it where it is a moment ago. munmap(2) is
 	// reported after the fact, and by another thread perhaps late, so that an event
 	// that says that these addresses were unmapped may be older than the move. It
-	// is not from the moment on at which no event was under way: see calm.
+	// is not from the moment on at which no event was under way: see calm. Only where
+	// something else was before the move can there be such an event: otherwise what was
+	// unmapped, and perhaps mapped again by growth, which is no event, was so later.
 	moved bool
 }
 
@@ -71,7 +73,7 @@ type space struct {
 	waiting map[uint64]int64 // with the time as in late
 	later   []late
 	placed  bool // extents are what they should be
-	reading bool // its messages are being obeyed
+	reading bool // a message of its is being obeyed
 	ended   bool // it is to end after that
 	// unsettled: there are extents that are moved. suspects are ranges of them that
 	// may have been unmapped, or may not.
@@ -277,15 +279,24 @@ func (s *space) drop(start, end uint64) {
 	s.each(start, end, func(e extent) { s.settle(e.slot, e.pages()) })
 }
 
-// unmap obeys that a range was unmapped.
-func (s *space) unmap(start, end uint64) {
+// unmap obeys that a range was unmapped. Doing it twice does no harm.
+func (s *space) unmap(start, end uint64) error {
+	var gone []extent
 	s.each(start, end, func(e extent) {
 		if e.moved {
 			s.suspects = append(s.suspects, e)
 		} else {
-			s.settle(e.slot, e.pages())
+			gone = append(gone, e)
 		}
 	})
+	for _, e := range gone {
+		s.settle(e.slot, e.pages())
+		s.cut(e.start, e.end)
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	return s.save()
 }
 
 // suspect reports whether it is to be found out whether an address is mapped.
@@ -307,6 +318,7 @@ func (s *space) calm() error {
 		}
 		if !ok {
 			s.settle(e.slot, e.pages())
+			s.cut(e.start, e.end)
 		}
 	}
 	s.suspects = s.suspects[:0]
@@ -319,9 +331,12 @@ func (s *space) calm() error {
 
 // remap obeys that a range was moved. Doing it twice does no harm.
 func (s *space) remap(from, to, bytes uint64) error {
+	// It was unmapped, or nothing could be moved there, and that is yet to be said.
+	i, _ := s.find(to)
+	late := i < len(s.extents) && s.extents[i].start < to+bytes
 	var moving []extent
 	s.each(from, from+bytes, func(e extent) {
-		moving = append(moving, extent{e.start - from + to, e.end - from + to, e.slot, true})
+		moving = append(moving, extent{e.start - from + to, e.end - from + to, e.slot, late})
 	})
 	if len(moving) == 0 {
 		return nil
@@ -333,7 +348,7 @@ func (s *space) remap(from, to, bytes uint64) error {
 	}
 	s.extents = append(s.extents, moving...)
 	slices.SortFunc(s.extents, func(a, b extent) int { return cmp.Compare(a.start, b.start) })
-	s.rescan, s.clean, s.unsettled = true, false, true
+	s.rescan, s.clean, s.unsettled = true, false, s.unsettled || late
 	return s.save()
 }
 

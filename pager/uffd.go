@@ -128,19 +128,25 @@ func (u userfault) alive() bool {
 	return err != unix.ESRCH
 }
 
-// read reads messages, without waiting; 0 means that there is none. A fork's
-// message comes with a descriptor.
-func (u userfault) read(to []message) (int, error) {
+// pending reports whether there is a message to be read.
+func (u userfault) pending() bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(u), Events: unix.POLLIN}}, 0)
+	return err == nil && n > 0
+}
+
+// read reads a message, without waiting, if there is one. A fork's comes with a
+// descriptor.
+func (u userfault) read(to *message) (some bool, err error) {
 	for {
-		n, _, errno := unix.Syscall(unix.SYS_READ, uintptr(u), uintptr(unsafe.Pointer(unsafe.SliceData(to))), uintptr(len(to)*messageSize))
+		_, _, errno := unix.Syscall(unix.SYS_READ, uintptr(u), uintptr(unsafe.Pointer(to)), messageSize)
 		switch errno {
 		case 0:
-			return int(n) / messageSize, nil
+			return true, nil
 		case unix.EINTR:
 		case unix.EAGAIN:
-			return 0, nil
+			return false, nil
 		default:
-			return 0, errno
+			return false, errno
 		}
 	}
 }
