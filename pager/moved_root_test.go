@@ -42,6 +42,12 @@ func newUserfault(t *testing.T) userfault {
 	return userfault(fd)
 }
 
+// pending reports whether there is a message to be read.
+func (u userfault) pending() bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(u), Events: unix.POLLIN}}, 0)
+	return err == nil && n > 0
+}
+
 // TestMovedUnmappedGrown moves memory, unmaps part of it, and has a mapping before it grow in its
 // place, which is no event: all while the pager is late. There are zeros then, not what was moved.
 func TestMovedUnmappedGrown(t *testing.T) {

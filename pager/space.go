@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -19,6 +20,9 @@ import (
 // missing. It is twice what the kernel lets a process have (vm.max_map_count),
 // since a piece that was unmapped may be found so late.
 const maxExtents = 1 << 17
+
+// maxVacated bounds what is remembered of events that are yet to come.
+const maxVacated = 1 << 10
 
 // The layout of a space's file. Numbers are of the machine.
 const (
@@ -75,17 +79,23 @@ type space struct {
 	placed  bool // extents are what they should be
 	reading bool // a message of its is being obeyed
 	ended   bool // it is to end after that
-	// unsettled: there are extents that are moved. suspects are ranges of them that
+	// unsettled: there are extents that are moved, or ranges vacated. suspects are ranges of them that
 	// may have been unmapped, or may not.
 	unsettled bool
 	suspects  []extent
-	cursor    uint64 // address up to which the background is done
-	missing   bool   // something before the cursor was not here
-	rescan    bool   // something was moved before the cursor
-	clean     bool   // all that can be filled was
-	follow    follow
-	retryAt   int64 // monotonic ns; 0 for now
+	// vacated are ranges of which an event may yet say that they were unmapped: mremap(2) has
+	// left them, which it says before, and another thread may have moved something there.
+	vacated []span
+	cursor  uint64 // address up to which the background is done
+	missing bool   // something before the cursor was not here
+	rescan  bool   // something was moved before the cursor
+	clean   bool   // all that can be filled was
+	follow  follow
+	retryAt int64 // monotonic ns; 0 for now
 }
+
+// span is a range of addresses.
+type span struct{ start, end uint64 }
 
 // late is a fault that could not be served yet.
 type late struct {
@@ -132,7 +142,8 @@ func openSpace(path string, id int) (*space, error) {
 		})
 	}
 	s.placed = len(s.extents) > 0
-	s.unsettled = slices.ContainsFunc(s.extents, func(e extent) bool { return e.moved })
+	// What the last pager knew of events under way is lost.
+	s.vacated, s.unsettled = []span{{0, math.MaxUint64}}, true
 	return s, nil
 }
 
@@ -321,7 +332,7 @@ func (s *space) calm() error {
 			s.cut(e.start, e.end)
 		}
 	}
-	s.suspects = s.suspects[:0]
+	s.suspects, s.vacated = s.suspects[:0], s.vacated[:0]
 	for i := range s.extents {
 		s.extents[i].moved = false
 	}
@@ -333,7 +344,12 @@ func (s *space) calm() error {
 func (s *space) remap(from, to, bytes uint64) error {
 	// It was unmapped, or nothing could be moved there, and that is yet to be said.
 	i, _ := s.find(to)
-	late := i < len(s.extents) && s.extents[i].start < to+bytes
+	late := i < len(s.extents) && s.extents[i].start < to+bytes ||
+		slices.ContainsFunc(s.vacated, func(v span) bool { return v.start < to+bytes && to < v.end })
+	if len(s.vacated) == maxVacated {
+		s.vacated = []span{{0, math.MaxUint64}} // a program that never rests
+	}
+	s.vacated, s.unsettled = append(s.vacated, span{from, from + bytes}), true
 	var moving []extent
 	s.each(from, from+bytes, func(e extent) {
 		moving = append(moving, extent{e.start - from + to, e.end - from + to, e.slot, late})
@@ -348,7 +364,7 @@ func (s *space) remap(from, to, bytes uint64) error {
 	}
 	s.extents = append(s.extents, moving...)
 	slices.SortFunc(s.extents, func(a, b extent) int { return cmp.Compare(a.start, b.start) })
-	s.rescan, s.clean, s.unsettled = true, false, s.unsettled || late
+	s.rescan, s.clean = true, false
 	return s.save()
 }
 

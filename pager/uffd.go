@@ -128,12 +128,6 @@ func (u userfault) alive() bool {
 	return err != unix.ESRCH
 }
 
-// pending reports whether there is a message to be read.
-func (u userfault) pending() bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(u), Events: unix.POLLIN}}, 0)
-	return err == nil && n > 0
-}
-
 // read reads a message, without waiting, if there is one. A fork's comes with a
 // descriptor.
 func (u userfault) read(to *message) (some bool, err error) {
