@@ -91,18 +91,14 @@ func (s *aheadStore) add(p *pageReceiver, f frame, r io.Reader) error {
 // room makes the file larger, by that many bytes or as many as its last part has place for, and returns
 // the new end of it.
 func (s *aheadStore) room(p *pageReceiver, n int64) ([]byte, error) {
-	fd := int(s.file.Fd())
 	part, at := int(s.size/aheadPart), s.size%aheadPart
 	n = min(n, aheadPart-at)
-	if err := p.room.Add(fd, n, 0); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrLimit, err)
-	}
 	// Memory that could not be had would be a signal later.
-	if err := unix.Fallocate(fd, 0, s.size, n); err != nil {
-		return nil, os.NewSyscallError("fallocate", err)
+	if err := p.allocate(s.file, s.size, n); err != nil {
+		return nil, err
 	}
 	if part == len(s.mapped) {
-		b, err := unix.Mmap(fd, s.size, aheadPart, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		b, err := unix.Mmap(int(s.file.Fd()), s.size, aheadPart, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 		if err != nil {
 			return nil, os.NewSyscallError("mmap", err)
 		}
@@ -110,6 +106,15 @@ func (s *aheadStore) room(p *pageReceiver, n int64) ([]byte, error) {
 	}
 	s.size += n
 	return s.mapped[part][at : at+n], nil
+}
+
+// allocate gives a file memory for n bytes from offset on, if the host has them.
+func (p *pageReceiver) allocate(file *os.File, offset, n int64) error {
+	fd := int(file.Fd())
+	if err := p.room.Add(fd, n, 0); err != nil {
+		return fmt.Errorf("%w: %w", ErrLimit, err)
+	}
+	return os.NewSyscallError("fallocate", unix.Fallocate(fd, 0, offset, n))
 }
 
 // enlarge makes room for more bytes in the file of an image to come.
@@ -128,12 +133,8 @@ func (s *aheadStore) enlarge(p *pageReceiver, image uint64, n int64) error {
 		}
 		s.growingOf = image
 	}
-	fd := int(s.growing.Fd())
-	if err := p.room.Add(fd, n, 0); err != nil {
-		return fmt.Errorf("%w: %w", ErrLimit, err)
-	}
-	if err := unix.Fallocate(fd, 0, size, n); err != nil {
-		return os.NewSyscallError("fallocate", err)
+	if err := p.allocate(s.growing, size, n); err != nil {
+		return err
 	}
 	s.spares[image] = size + n
 	return nil
