@@ -137,11 +137,13 @@ func (d *Datapath) setHeld(p *path, held bool) error {
 		delete(d.held, p.virtual)
 		d.reaper.poke()
 	}
-	set := d.setNeighbor
+	var err error
 	if !held && p.current.neighbor == neighborHeld && p.current.virtual == p.virtual {
-		set = d.letGo
+		err = d.letGo(p.current, p.virtual)
+	} else {
+		err = d.setNeighbor(p.current, p.virtual, held)
 	}
-	if err := set(p.current, p.virtual, held); err != nil || p.next == nil {
+	if err != nil || p.next == nil {
 		return err
 	}
 	return d.setNeighbor(p.next, p.virtual, held)
@@ -153,7 +155,7 @@ func (d *Datapath) setHeld(p *path, held bool) error {
 // again, TCP takes what is queued, with its older timestamps, for duplicates
 // (PAWS, RFC 7323), and the sender's timeout has grown to the hold's length. So
 // newer packets wait beside the queue until it is empty.
-func (d *Datapath) letGo(dev *device, virtual netip.Addr, _ bool) error {
+func (d *Datapath) letGo(dev *device, virtual netip.Addr) error {
 	return errors.Join(
 		d.kernel.detour(virtual, dev),
 		d.setNeighbor(dev, virtual, false),
