@@ -244,7 +244,7 @@ func (s *survey) checkFile(d descriptor, path, link string, info fdinfo) error {
 			return nil
 		}
 		if large(st) {
-			s.blockLarge(d.process, d.number, link, st)
+			s.blockLarge(d.process, d.number, link)
 			return nil
 		}
 	}
@@ -270,7 +270,7 @@ func large(st unix.Stat_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFREG && st.Nlink == 0 && st.Blocks*statBlock > ghostLimit
 }
 
-func (s *survey) blockLarge(p process, number int, name string, st unix.Stat_t) {
+func (s *survey) blockLarge(p process, number int, name string) {
 	s.block(p, number, fmt.Sprintf("uses %s, a deleted file of more than %d MiB", strings.TrimSuffix(name, " (deleted)"), ghostLimit>>20),
 		"close it, or start the program so that it keeps the file's name")
 }
@@ -356,7 +356,7 @@ func (s *survey) checkMappings(p process) error {
 				continue // unmapped meanwhile
 			}
 			if large(st) {
-				s.blockLarge(p, -1, path, st)
+				s.blockLarge(p, -1, path)
 			}
 		default:
 			continue

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"podd/netconn"
+	"podd/procfs"
 )
 
 const (
@@ -32,12 +33,8 @@ const (
 	lastWords = 100 * time.Millisecond
 )
 
-// Nice values (setpriority(2)).
-const (
-	highestPriority = -20
-	// lowPriority leaves a process about a tenth of a processor that others want.
-	lowPriority = 10
-)
+// highestPriority is a nice value (setpriority(2)).
+const highestPriority = -20
 
 // errWorkerGone means CRIU closed the conversation, usually by dying.
 var errWorkerGone = errors.New("CRIU ended the conversation")
@@ -130,7 +127,7 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 
 // yield lowers CRIU's priority: nobody waits for what is left for it to do.
 func (w *worker) yield() {
-	if err := unix.Setpriority(unix.PRIO_PROCESS, w.pid(), lowPriority); err != nil {
+	if err := procfs.Yield(w.pid()); err != nil {
 		w.log.Debug("lowering CRIU's priority failed", "error", err)
 	}
 }

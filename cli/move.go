@@ -78,37 +78,40 @@ the exit code is 0 if it can and 1 if it can't.`,
 			outputFlag(),
 		},
 		subcommands: []*command{p.moveListCommand(), p.moveShowCommand(), p.moveWaitCommand(), p.moveCancelCommand()},
-		action: func(c *cli.Context) error {
-			if err := checkMoveFlags(p.current, c); err != nil {
-				return err
-			}
-			format, err := p.outputFormat(c)
-			if err != nil {
-				return err
-			}
-			client, err := p.client()
-			if err != nil {
-				return err
-			}
-			if id := c.String("cancel"); c.IsSet("cancel") {
-				return p.cancelMove(c.Context, client, format, id, "")
-			}
-			request := &poddv1.MovePodRequest{Pod: c.Args().Get(0), Target: c.Args().Get(1), Strategy: c.String("strategy")}
-			if c.IsSet("timeout") {
-				request.Timeout = durationpb.New(c.Duration("timeout"))
-			}
-			if c.IsSet("max-downtime") {
-				request.MaxDowntime = durationpb.New(c.Duration("max-downtime"))
-			}
-			if c.Bool("dry-run") {
-				return p.checkMove(c.Context, client, format, request)
-			}
-			if c.Bool("detach") {
-				return p.detachMove(c.Context, client, format, request)
-			}
-			return p.move(c.Context, client, format, request, c.Bool("quiet"))
-		},
+		action:      p.startMove,
 	}
+}
+
+// startMove has a pod moved, or does what a flag says instead: undo a move, or only check.
+func (p *podctl) startMove(c *cli.Context) error {
+	if err := checkMoveFlags(p.current, c); err != nil {
+		return err
+	}
+	format, err := p.outputFormat(c)
+	if err != nil {
+		return err
+	}
+	client, err := p.client()
+	if err != nil {
+		return err
+	}
+	if id := c.String("cancel"); c.IsSet("cancel") {
+		return p.cancelMove(c.Context, client, format, id, "")
+	}
+	request := &poddv1.MovePodRequest{Pod: c.Args().Get(0), Target: c.Args().Get(1), Strategy: c.String("strategy")}
+	if c.IsSet("timeout") {
+		request.Timeout = durationpb.New(c.Duration("timeout"))
+	}
+	if c.IsSet("max-downtime") {
+		request.MaxDowntime = durationpb.New(c.Duration("max-downtime"))
+	}
+	if c.Bool("dry-run") {
+		return p.checkMove(c.Context, client, format, request)
+	}
+	if c.Bool("detach") {
+		return p.detachMove(c.Context, client, format, request)
+	}
+	return p.move(c.Context, client, format, request, c.Bool("quiet"))
 }
 
 // checkMoveFlags refuses what makes no sense together.

@@ -86,19 +86,8 @@ func (p process) wait(ctx context.Context) error {
 		return err
 	}
 	defer unix.Close(fd)
-	for {
-		// A descriptor of a process is readable when it has ended. The limit
-		// is only there to notice ctx.
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(poll, 50)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("waiting for process %d: %w", p.PID, err)
-		}
-		if n > 0 {
-			return nil
-		}
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("process %d still runs: %w", p.PID, err)
-		}
+	if err := procfs.WaitExit(ctx, fd); err != nil {
+		return fmt.Errorf("waiting for the end of process %d: %w", p.PID, err)
 	}
+	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podd/pod"
+	"podd/procfs"
 )
 
 // Start makes the namespaces of a prepared container and starts its init, which
@@ -212,7 +213,7 @@ func (c *Container) Wait(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	if f != nil {
-		if err := awaitExit(ctx, f); err != nil {
+		if err := procfs.WaitExit(ctx, int(f.Fd())); err != nil {
 			return 0, fmt.Errorf("waiting for container %s: %w", c.id, err)
 		}
 		// The init is our child unless podd was restarted; only then is this needed.
@@ -240,39 +241,6 @@ func (c *Container) Exited() (status int, ok bool, err error) {
 		return 0, false, nil
 	}
 	return c.recordedStatus()
-}
-
-// awaitExit waits for the process with the runtime's poller.
-func awaitExit(ctx context.Context, pidfd *os.File) error {
-	// A descriptor of its own: its deadline is this caller's alone.
-	fd, err := unix.FcntlInt(pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("duplicating a pidfd: %w", err)
-	}
-	// Whoever called Fd made it blocking; the poller takes only what is not.
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return errors.Join(fmt.Errorf("setting up a pidfd: %w", err), unix.Close(fd))
-	}
-	f := os.NewFile(uintptr(fd), pidfd.Name())
-	defer f.Close()
-	stop := context.AfterFunc(ctx, func() {
-		// The only error is that f is closed already.
-		_ = f.SetReadDeadline(time.Unix(1, 0))
-	})
-	defer stop()
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	err = conn.Read(func(fd uintptr) bool {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(poll, 0)
-		return err == nil && n > 0
-	})
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return ctx.Err()
-	}
-	return err
 }
 
 // exitStatus is the recorded status, or ExitKilled if there is none.

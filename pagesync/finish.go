@@ -55,7 +55,6 @@ func (s *Source) Finish(ctx context.Context) (FinishStats, error) {
 		sent := l.sent()
 		err := s.finish(ctx, l, &stats)
 		stats.Sent = l.sent() - sent
-		s.remaining.Store(0)
 		switch {
 		case err == nil:
 			stats.Compared = time.Since(begin)
@@ -107,7 +106,6 @@ func (s *Source) finish(ctx context.Context, l *link, stats *FinishStats) error 
 				if err := w.send(frames); err != nil {
 					return err
 				}
-				s.remaining.Add(-int64(len(content)))
 				return nil
 			}
 		})
@@ -179,7 +177,6 @@ func (s *Source) findPresentOf(p *process, l *link) error {
 		err := sc.each(r, func(present span) {
 			absent(span{reached, present.start})
 			reached = present.end
-			s.remaining.Add(present.bytes())
 			eachChunk(present, func(address, pages uint64) { p.chunkAt(address).present |= pages })
 		})
 		if err == nil {

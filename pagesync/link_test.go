@@ -98,8 +98,8 @@ func TestWants(t *testing.T) {
 			t.Errorf("part %d is %v; want %v", i, parts[i], want[i])
 		}
 	}
-	if n := w.bytes(); n != 0 {
-		t.Errorf("%d bytes are left", n)
+	if n := len(w.faults) + len(w.rest); n != 0 {
+		t.Errorf("%d wants are left", n)
 	}
 	for range maxWants {
 		w.add(Region{1, 0x1000, 0x2000}, false, gone)

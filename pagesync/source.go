@@ -10,7 +10,6 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
 
@@ -58,12 +57,11 @@ type Source struct {
 	changed chan struct{}  // closed at any change of the above, and replaced
 	users   sync.WaitGroup // of the processes
 
-	first     chan struct{} // closed at the first connection
-	settled   chan struct{} // closed once the pager has everything
-	closed    chan struct{}
-	patience  <-chan struct{} // see Yield
-	remaining atomic.Int64    // bytes not yet said, once frozen
-	wants     wants
+	first    chan struct{} // closed at the first connection
+	settled  chan struct{} // closed once the pager has everything
+	closed   chan struct{}
+	patience <-chan struct{} // see Yield
+	wants    wants
 }
 
 type phase int
@@ -324,26 +322,6 @@ func (s *Source) current() (*link, error) {
 		return nil, errors.New("the pager has not connected yet")
 	}
 	return s.link, nil
-}
-
-// Settled reports whether the pager has everything.
-func (s *Source) Settled() bool {
-	select {
-	case <-s.settled:
-		return true
-	default:
-		return false
-	}
-}
-
-// Progress returns how many bytes of memory the target was not yet told of,
-// once the pod is frozen; after a lost connection, how many it has asked for
-// and not been given.
-func (s *Source) Progress() (remaining int64) {
-	if s.Settled() {
-		return 0
-	}
-	return s.remaining.Load() + s.wants.bytes()
 }
 
 // Close ends everything under way, waits for it, and lets go of the processes.

@@ -17,7 +17,6 @@ type wants struct {
 	room   sync.Cond
 	faults []Region // somebody waits for them
 	rest   []Region
-	size   int64
 }
 
 func (w *wants) init() {
@@ -39,7 +38,6 @@ func (w *wants) add(r Region, fault bool, gone <-chan struct{}) bool {
 	} else {
 		w.rest = append(w.rest, r)
 	}
-	w.size += r.Bytes()
 	w.more.Broadcast()
 	return true
 }
@@ -66,7 +64,6 @@ func (w *wants) next(gone <-chan struct{}) (r Region, fault, ok bool) {
 		*queue = (*queue)[1:]
 		w.room.Broadcast()
 	}
-	w.size -= r.Bytes()
 	return r, fault, true
 }
 
@@ -74,7 +71,7 @@ func (w *wants) next(gone <-chan struct{}) (r Region, fault, ok bool) {
 func (w *wants) reset() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.faults, w.rest, w.size = nil, nil, 0
+	w.faults, w.rest = nil, nil
 	w.room.Broadcast()
 }
 
@@ -83,12 +80,6 @@ func (w *wants) wake() {
 	defer w.mu.Unlock()
 	w.more.Broadcast()
 	w.room.Broadcast()
-}
-
-func (w *wants) bytes() int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.size
 }
 
 func isClosed(c <-chan struct{}) bool {

@@ -13,8 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	poddv1 "podd/api/podd/v1"
 	"podd/checkpoint"
 	"podd/fault"
@@ -22,6 +20,7 @@ import (
 	"podd/namespace"
 	"podd/pager"
 	"podd/pod"
+	"podd/procfs"
 	"podd/sharedmem"
 	"podd/vnet"
 )
@@ -187,7 +186,7 @@ func (m *targetMove) putAway() {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // and never unlocks: the thread ends, with its priority
-		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, lowPriority); err != nil {
+		if err := procfs.Yield(0); err != nil {
 			m.log.Debug("lowering the priority failed", "error", err)
 		}
 		for _, f := range m.later {
@@ -196,10 +195,6 @@ func (m *targetMove) putAway() {
 	}()
 	<-done
 }
-
-// lowPriority is a nice value (setpriority(2)) that leaves a thread about a tenth of a processor that
-// others want.
-const lowPriority = 10
 
 // free gives back what a stream of pages left.
 func (m *targetMove) free(pages func() error) {
