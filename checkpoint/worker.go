@@ -112,7 +112,8 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 	}
 	// What runs beside it can wait for those milliseconds. Restored processes get
 	// the priority that they had.
-	if err := unix.Setpriority(unix.PRIO_PROCESS, cmd.Process.Pid, highestPriority); err != nil {
+	err = unix.Setpriority(unix.PRIO_PROCESS, cmd.Process.Pid, highestPriority)
+	if err := errors.Join(err, procfs.NiceSession(cmd.Process.Pid, highestPriority)); err != nil {
 		e.log.Debug("raising CRIU's priority failed", "error", err)
 	}
 	w := &worker{cmd: cmd, conn: ours, log: options.log, exited: make(chan struct{}), buf: make([]byte, maxMessage)}
@@ -127,7 +128,7 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 
 // yield lowers CRIU's priority: nobody waits for what is left for it to do.
 func (w *worker) yield() {
-	if err := procfs.Yield(w.pid()); err != nil {
+	if err := procfs.YieldSession(w.pid()); err != nil {
 		w.log.Debug("lowering CRIU's priority failed", "error", err)
 	}
 }
