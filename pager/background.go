@@ -33,6 +33,9 @@ func (h *handler) step() (bool, error) {
 	if !m.Running {
 		return false, nil
 	}
+	if time.Now().Before(h.restUntil) {
+		return false, nil
+	}
 	if len(h.releases) > 64 {
 		return true, h.release()
 	}

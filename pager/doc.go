@@ -28,8 +28,9 @@
 // an event and obeying it (userfaultfd(2): "optimal for single threaded
 // non-cooperative userfaultfd manager implementations"), and one at a time, since who
 // caused an event goes on once it was read. Faults go first, then the
-// pages after them, then what arrived last and was therefore changed last, then
-// everything else, in chunks that are small while there are faults.
+// pages after them, then what arrived last and was therefore changed last, then,
+// once the pod has run for a moment, everything else, in chunks that are small while
+// there are faults.
 //
 // # Nothing is lost with a process
 //

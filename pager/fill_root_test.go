@@ -58,3 +58,27 @@ func TestPreCopy(t *testing.T) {
 	must(t, p.Wait(bounded(t, time.Minute)))
 	t.Logf("%+v", p.Status())
 }
+
+// A pod that runs again has the processors to itself for a moment, but gets what it
+// touches.
+func TestRest(t *testing.T) {
+	seed := rand.Uint64() >> 1
+	t.Logf("seed %d", seed)
+	s := newTestSource(t, seed)
+	pod := startPod(t, podOptions{seed: seed, pid: 5, regions: 4, pages: 700, ops: 2000, threads: 2, forks: 4})
+	s.regions = pod.regions
+	s.serve = preCopy(rand.New(rand.NewPCG(seed, 1)))
+	p := startPager(t, s.options(t, ""))
+	must(t, p.Attach(t.Context(), pod.pid, pod.uffd))
+	pod.uffd.Close()
+	must(t, p.Verify(bounded(t, time.Minute), true))
+	begun := time.Now()
+	must(t, p.Run())
+	// It stands still, so nothing but the background fills its memory.
+	must(t, p.Wait(bounded(t, time.Minute)))
+	if took := time.Since(begun); took < restTime {
+		t.Errorf("everything was filled %v after the pod began to run, want at least %v", took, restTime)
+	}
+	pod.start(t)
+	pod.finish(t, time.Minute)
+}

@@ -21,6 +21,10 @@ const (
 	maxChildren = 128
 	// prefillTime bounds what is filled between Verify and Run.
 	prefillTime = 50 * time.Millisecond
+	// restTime is how long after Run only faults are served, the pages that follow
+	// them, and what arrives: a pod that runs again has much to catch up with, and
+	// copying what it does not need yet would keep it from the processors.
+	restTime = 100 * time.Millisecond
 	// aliveInterval is how often it is looked whether anybody still lives whose
 	// memory is missing.
 	aliveInterval = time.Second
@@ -67,6 +71,7 @@ type handler struct {
 	again         bool // a fault was about a page that was waited for
 	crowded       bool // the pod is frozen for having too many children
 	prefillUntil  time.Time
+	restUntil     time.Time
 
 	started   int64        // when the event that is obeyed was read, monotonic ns
 	filled    atomic.Int64 // bytes
@@ -171,6 +176,9 @@ func (h *handler) run() error {
 		}
 		if timeout > 0 {
 			h.setNice(0)
+			if rest := time.Until(h.restUntil); rest > 0 {
+				timeout = min(timeout, int(rest.Milliseconds())+1)
+			}
 		}
 		if h.again && timeout > 0 {
 			// What arrives is not kept waiting. An error only makes it shorter.

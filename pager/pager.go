@@ -260,8 +260,8 @@ func (p *Pager) Verify(ctx context.Context, complete bool) error {
 	}
 }
 
-// Run says that the pod runs, or is about to: everything is filled, and the store
-// is released as that is done. Once it was called the restore can't be repeated.
+// Run says that the pod runs, or is about to: a moment later everything is filled, and
+// the store is released as that is done. Once it was called the restore can't be repeated.
 func (p *Pager) Run() error {
 	ctx, cancel := context.WithTimeout(p.ctx, runTimeout)
 	defer cancel()

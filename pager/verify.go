@@ -67,6 +67,7 @@ func (h *handler) begin() error {
 	if !m.Running && len(m.Forgotten) > 0 {
 		return errors.Join(errLost, giveUp(h.meta, h.freezer, errLost))
 	}
+	h.restUntil = time.Now().Add(restTime)
 	return h.meta.change(func(m *meta) { m.Running = true })
 }
 

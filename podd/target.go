@@ -179,9 +179,20 @@ func (m *targetMove) pageLimits() checkpoint.PageLimits {
 	return limits
 }
 
+// catchUp is how long a pod that runs at last has the processors to itself. A low priority
+// would not do: the kernel shares processors out between cgroups and sessions first.
+const catchUp = 100 * time.Millisecond
+
 // putAway does what is left to do when the move is over. That may take 100 ms of a processor,
-// and a pod that runs at last has much to catch up with: so it gets what the pod leaves.
+// and a pod that runs at last has much to catch up with: so that comes first, and then it
+// gets what the pod leaves.
 func (m *targetMove) putAway() {
+	if m.committed && !m.lost {
+		select {
+		case <-time.After(catchUp):
+		case <-m.d.ctx.Done():
+		}
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
