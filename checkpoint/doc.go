@@ -34,7 +34,7 @@
 //
 // # The target
 //
-//	r, err := engine.PrepareRestore(ctx, options) // CRIU is up in the pod's cgroup
+//	r, err := engine.PrepareRestore(ctx, options) // CRIU waits for images in the pod's cgroup
 //	pid, err := r.Run(ctx)                        // everything is restored and adopted: held
 //	err = r.Commit(ctx)                           // Release is called, tasks run
 //	err = r.Abort()                               // or: everything is killed, silently

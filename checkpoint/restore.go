@@ -9,9 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/checkpoint-restore/go-criu/v7/rpc"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 )
 
 // RestoreHooks are what the caller does at the right moment of a restore.
@@ -76,6 +74,9 @@ type Restore struct {
 	inPlace *inPlace
 	// mayBeInPlace says that they can be.
 	mayBeInPlace bool
+	// asked says that CRIU waits for the images, and asLazy whether it was told to
+	// register memory.
+	asked, asLazy bool
 	// refused is what Lazy failed with, known after release.
 	refused error
 	// verified is what Verify found.
@@ -138,14 +139,21 @@ func (r *Restore) prepare(ctx context.Context) error {
 			return err
 		}
 	}
+	return r.askEarly(ctx)
+}
+
+// startCRIU starts it in the pod's network namespace and cgroups.
+func (r *Restore) startCRIU(gated bool) error {
 	output, err := r.op.output()
 	if err != nil {
 		return err
 	}
 	defer output.Close()
-	if r.worker, err = r.engine.startWorker(workerOptions{netNS: r.options.NetNS, output: output, userfault: r.options.Lazy != nil, log: r.log}); err != nil {
+	w, err := r.engine.startWorker(workerOptions{netNS: r.options.NetNS, output: output, userfault: r.options.Lazy != nil, gated: gated, log: r.log})
+	if err != nil {
 		return err
 	}
+	r.worker = w
 	if err := r.options.Hooks.JoinCgroup(r.worker.pid()); err != nil {
 		return fmt.Errorf("putting CRIU into the pod's cgroup: %w", err)
 	}
@@ -237,22 +245,12 @@ func (r *Restore) run(ctx context.Context) error {
 	if err := rearmTimers(r.options.ImagesDir); err != nil {
 		return err
 	}
-	opts, err := r.op.options(r.engine, restoreLog)
+	lazy, err := r.fillLater()
 	if err != nil {
 		return err
 	}
-	opts.Root = proto.String(r.options.Root)
-	// Init becomes our child, not CRIU's.
-	opts.RstSibling = proto.Bool(true)
-	for key, path := range r.options.ExternalMounts {
-		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", key, path))
-	}
-	if err := r.fillLater(opts); err != nil {
-		return err
-	}
 	started := time.Now()
-	r.requested = true
-	if err := r.worker.send(&rpc.CriuReq{Type: rpc.CriuReqType_RESTORE.Enum(), Opts: opts}); err != nil {
+	if err := r.letBegin(lazy); err != nil {
 		return err
 	}
 	for {
@@ -285,26 +283,25 @@ func (r *Restore) run(ctx context.Context) error {
 }
 
 // fillLater has memory registered that Lazy fills in, if there is one: here at the
-// hold, or else by CRIU.
-func (r *Restore) fillLater(opts *rpc.CriuOpts) error {
+// hold, or else, if it returns true, by CRIU.
+func (r *Restore) fillLater() (byCRIU bool, err error) {
 	if r.lazy == nil {
-		return checkComplete(r.options.ImagesDir)
+		return false, checkComplete(r.options.ImagesDir)
 	}
 	left, known, err := readLeftOut(r.options.ImagesDir)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if known && r.mayBeInPlace {
 		r.inPlace, err = startInPlace(r.op.images, left, r.options.Lazy)
-		return err
+		return false, err
 	}
 	processes, err := countProcesses(r.options.ImagesDir)
 	if err != nil {
-		return err
+		return false, err
 	}
 	r.lazy.start(processes)
-	opts.LazyPages = proto.Bool(true)
-	return nil
+	return true, nil
 }
 
 // registered returns at the hold, when all memory is registered that Lazy fills in.

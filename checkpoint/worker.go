@@ -47,6 +47,8 @@ type worker struct {
 	log    *slog.Logger
 	exited chan struct{}
 	buf    []byte
+	// gate keeps it from images; nil without one.
+	gate *net.UnixConn
 }
 
 type workerOptions struct {
@@ -60,6 +62,8 @@ type workerOptions struct {
 	shared *sharedTable
 	// userfault has restored processes make userfaultfds.
 	userfault bool
+	// gated has it wait for openGate before it opens an image.
+	gated bool
 	// output gets what CRIU says before its log file is open.
 	output *os.File
 	log    *slog.Logger
@@ -95,6 +99,17 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 			cmd.ExtraFiles = append(cmd.ExtraFiles, options.shared.file)
 		}
 	}
+	var gate *net.UnixConn
+	if options.gated {
+		var inside *os.File
+		if gate, inside, err = socketPair(unix.SOCK_SEQPACKET); err != nil {
+			ours.Close()
+			return nil, err
+		}
+		defer inside.Close()
+		cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", gateVariable, 3+len(cmd.ExtraFiles)))
+		cmd.ExtraFiles = append(cmd.ExtraFiles, inside)
+	}
 	if options.userfault {
 		cmd.Env = append(cmd.Env, userfaultVariable+"=1")
 	}
@@ -108,6 +123,9 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 	}
 	if err != nil {
 		ours.Close()
+		if gate != nil {
+			gate.Close()
+		}
 		return nil, fmt.Errorf("starting CRIU: %w", err)
 	}
 	// What runs beside it can wait for those milliseconds. Restored processes get
@@ -116,7 +134,7 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 	if err := errors.Join(err, procfs.NiceSession(cmd.Process.Pid, highestPriority)); err != nil {
 		e.log.Debug("raising CRIU's priority failed", "error", err)
 	}
-	w := &worker{cmd: cmd, conn: ours, log: options.log, exited: make(chan struct{}), buf: make([]byte, maxMessage)}
+	w := &worker{cmd: cmd, conn: ours, log: options.log, exited: make(chan struct{}), buf: make([]byte, maxMessage), gate: gate}
 	go func() {
 		// A subreaper that waits for any child may be faster: the status
 		// is of no use, only that it is over.
@@ -275,6 +293,9 @@ func (w *worker) stop() { w.stopWithin(stopTimeout) }
 
 func (w *worker) stopWithin(timeout time.Duration) {
 	w.conn.Close()
+	if w.gate != nil {
+		w.gate.Close()
+	}
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {

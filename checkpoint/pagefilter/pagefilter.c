@@ -14,7 +14,7 @@
  * is frozen, the ranges before CRIU looks at the pod's memory; here is noted what was made use of.
  *
  * It also knows pages that CRIU carries in any case (rseq.c), and makes userfaultfds in a restore
- * (userfault.c). Shared memory is in shared.c.
+ * (userfault.c), which it lets begin when there are images (gate.c). Shared memory is in shared.c.
  *
  * In the CRIU of a restore, as in that of a dump, it asks for the processor's features before CRIU
  * is told what to do: in a virtual machine that takes milliseconds, and CRIU remembers the answer.
@@ -33,6 +33,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "gate.h"
 #include "podd.h"
 #include "shared.h"
 #include "userfault.h"
@@ -319,6 +320,8 @@ static int open_at(int dir, const char *path, int flags, mode_t mode)
 {
 	int fd;
 
+	if (podd_pass_gate(path))
+		return -1;
 	podd_open_image(dir, path);
 	fd = open_described(dir, path, flags, mode);
 	if (fd < 0 && errno == ENOENT && (flags & O_ACCMODE) == O_RDONLY)
