@@ -66,7 +66,7 @@ func (p *aheadProcess) claim() error {
 }
 
 // compare finds out what private pages the claimed mappings have, and which are what was sent
-// ahead. CRIU dumps meanwhile; servePages waits for each process. When ctx is done
+// ahead. CRIU dumps meanwhile; the pageServer waits for each process. When ctx is done
 // it ends early.
 func (a *aheadPages) compare(ctx context.Context) {
 	buf := make([]byte, pageBuffer)

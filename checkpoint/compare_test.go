@@ -72,7 +72,7 @@ func TestMerge(t *testing.T) {
 			stats.Bytes = int64(len(want)) + pageSize
 			stats.Pages = stats.Bytes / pageSize
 
-			got, err := servePages(t.Context(), &readOnly{&says}, out, headerSize, a, nil)
+			got, err := (&pageServer{criu: &readOnly{&says}, out: out, header: headerSize, ahead: a}).run(t.Context())
 			if err != nil || got != stats {
 				t.Fatalf("%+v, %v; want %+v", got, err, stats)
 			}
@@ -108,7 +108,7 @@ func TestMergeFails(t *testing.T) {
 		says := frame{op: opOpen, image: c.said}.append(nil)
 		says = frame{op: opEndForce}.append(says)
 		var stream bytes.Buffer
-		_, err := servePages(t.Context(), &readOnly{bytes.NewReader(says)}, newFrameWriter(&stream), headerSize, &aheadPages{processes: []*aheadProcess{&c.p}}, nil)
+		_, err := (&pageServer{criu: &readOnly{bytes.NewReader(says)}, out: newFrameWriter(&stream), header: headerSize, ahead: &aheadPages{processes: []*aheadProcess{&c.p}}}).run(t.Context())
 		if !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -118,7 +118,7 @@ func TestMergeFails(t *testing.T) {
 	cancel(refused)
 	p := aheadProcess{image: task7, compared: make(chan struct{})}
 	says := frame{op: opOpen, image: task7}.append(nil)
-	if _, err := servePages(ctx, &readOnly{bytes.NewReader(says)}, newFrameWriter(&bytes.Buffer{}), headerSize, &aheadPages{processes: []*aheadProcess{&p}}, nil); !errors.Is(err, refused) {
+	if _, err := (&pageServer{criu: &readOnly{bytes.NewReader(says)}, out: newFrameWriter(&bytes.Buffer{}), header: headerSize, ahead: &aheadPages{processes: []*aheadProcess{&p}}}).run(ctx); !errors.Is(err, refused) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"sync"
 	"time"
@@ -107,7 +106,7 @@ type Dump struct {
 	// the risk of hitting another process.
 	initFD *os.File
 	// pages is our end of CRIU's page socket.
-	pages *net.UnixConn
+	pages *pageSocket
 	// out is where frames are written to if pages are streamed.
 	out *frameWriter
 	// shared is the shared memory that podd carries, or nil.
@@ -182,13 +181,13 @@ func (d *Dump) prepare(ctx context.Context) error {
 	defer output.Close()
 	wo := workerOptions{netNS: d.options.NetNS, output: output, log: d.log}
 	if d.options.Pages != nil {
-		ours, theirs, err := socketPair(unix.SOCK_STREAM)
+		ours, theirs, err := newPageSocket()
 		if err != nil {
 			return err
 		}
 		defer theirs.Close()
 		d.pages, d.out = ours, newFrameWriter(d.options.Pages)
-		wo.files = []*os.File{theirs}
+		wo.files = []*os.File{theirs, ours.bell}
 	}
 	if d.options.Shared && d.pages != nil && d.options.FreezeCgroup != "" && d.engine.pageFilter != "" {
 		if d.shared, err = newSharedDump(d.options.FreezeCgroup); err != nil {

@@ -86,13 +86,16 @@ func (d *Dump) startPages(ctx context.Context) chan pagesResult {
 	if shared := d.shared; shared != nil {
 		complete = func(stats *PageStats) error { return shared.complete(d.out, stats) }
 	}
+	opens := d.leftOut != nil && d.leftOut.answerOpens(firstWorkerFile, firstWorkerFile+1)
+	d.pages.rung = opens
 	done := make(chan pagesResult, 1)
 	stop := context.AfterFunc(ctx, d.interruptPages)
 	go func() {
 		defer stop()
 		// Closing makes CRIU fail, and so notice that we did.
 		defer d.pages.Close()
-		stats, err := servePages(ctx, d.pages, d.out, header, d.ahead, complete)
+		server := pageServer{criu: d.pages, out: d.out, header: header, ahead: d.ahead, opens: opens, complete: complete}
+		stats, err := server.run(ctx)
 		done <- pagesResult{stats, err}
 	}()
 	return done

@@ -36,6 +36,8 @@ const maxLeftOut = 1 << 16
 //	magic
 //	1 when the library has found the table
 //	number of ranges, number of texts
+//	descriptor of the page socket on which the library answers CRIU that an image
+//	    is open, 0 if podd does; and of the bell to ring when CRIU waits for more
 //	maxLeftOut ranges, by pid and start: pid, start, end, and flags: rangeCut when
 //	    the library has cut it from a question of CRIU's, rangeInImage
 //	maxTexts texts: pid, offset in the file, size, and 1 when CRIU has got it;
@@ -49,7 +51,7 @@ type leftOutTable struct {
 }
 
 const (
-	tableMagic = 0x31464c4444444f50
+	tableMagic = 0x32464c4444444f50
 	// rangeInImage is the flag of a range of which podd itself puts the pages into
 	// the image.
 	rangeCut, rangeInImage = 1, 2
@@ -59,7 +61,7 @@ const (
 	textEntry  = 48
 	fileEntry  = 24
 	maxTexts   = 1 << 10
-	rangesAt   = 32
+	rangesAt   = 48
 	textsAt    = rangesAt + maxLeftOut*rangeEntry
 	textArea   = textsAt + maxTexts*textEntry
 	tableSize  = textArea + 16<<20
@@ -78,6 +80,18 @@ func newLeftOutTable() (*leftOutTable, error) {
 
 // attached reports whether the library is at work.
 func (t *leftOutTable) attached() bool { return atomic.LoadUint64(t.word(8)) == 1 }
+
+// answerOpens has the library answer on CRIU's page socket that an image is open, so that CRIU
+// waits for nobody, and ring a bell when CRIU does wait. It gets CRIU's descriptors. If there is no
+// library the result is false. CRIU must not have sent anything yet.
+func (t *leftOutTable) answerOpens(socket, bell int) bool {
+	if !t.attached() {
+		return false
+	}
+	*t.word(40) = uint64(bell)
+	atomic.StoreUint64(t.word(32), uint64(socket))
+	return true
+}
 
 // set writes the ranges that are in no image, and those that podd puts into the image. CRIU
 // must not have looked at the memory yet.

@@ -75,7 +75,9 @@ func sampleStream() []byte {
 }
 
 func TestServePages(t *testing.T) {
-	for _, old := range []bool{false, true} {
+	// opens: the library answers that an image is open.
+	for _, c := range []struct{ old, opens bool }{{}, {old: true}, {opens: true}} {
+		old := c.old
 		ours, theirs := net.Pipe()
 		var stream bytes.Buffer
 		type result struct {
@@ -88,28 +90,31 @@ func TestServePages(t *testing.T) {
 			header = headerSizeOld
 		}
 		go func() {
-			stats, err := servePages(t.Context(), ours, newFrameWriter(&stream), header, nil, nil)
+			stats, err := (&pageServer{criu: ours, out: newFrameWriter(&stream), header: header, opens: c.opens}).run(t.Context())
 			done <- result{stats, err}
 		}()
-		c := criuClient{t, theirs, old}
-		c.send(frame{op: opParent, image: task7}, nil)
-		c.expect(0, 0, 0, 0)
-		c.send(frame{op: opOpen, image: task7}, nil)
-		c.expect(0)
-		c.send(frame{op: opAdd, flags: pagePresent, pages: 2, addr: 0x10000, image: task7}, pagesOf(2, 'a'))
-		c.send(frame{op: opAdd, flags: pagePresent | pageLazy, pages: 1, addr: 0x20000, image: task7}, pagesOf(1, 'b'))
-		c.send(frame{op: opOpen, image: shmem9}, nil)
-		c.expect(0)
-		c.send(frame{op: opAdd, flags: pagePresent, pages: 1, addr: 0, image: shmem9}, pagesOf(1, 'c'))
-		c.send(frame{op: opEndForce}, nil)
-		c.expect(0, 0, 0, 0)
+		criu := criuClient{t, theirs, old}
+		open := func(image uint64) {
+			if criu.send(frame{op: opOpen, image: image}, nil); !c.opens {
+				criu.expect(0)
+			}
+		}
+		criu.send(frame{op: opParent, image: task7}, nil)
+		criu.expect(0, 0, 0, 0)
+		open(task7)
+		criu.send(frame{op: opAdd, flags: pagePresent, pages: 2, addr: 0x10000, image: task7}, pagesOf(2, 'a'))
+		criu.send(frame{op: opAdd, flags: pagePresent | pageLazy, pages: 1, addr: 0x20000, image: task7}, pagesOf(1, 'b'))
+		open(shmem9)
+		criu.send(frame{op: opAdd, flags: pagePresent, pages: 1, addr: 0, image: shmem9}, pagesOf(1, 'c'))
+		criu.send(frame{op: opEndForce}, nil)
+		criu.expect(0, 0, 0, 0)
 		r := <-done
 		want := PageStats{Images: 2, Pages: 4, Bytes: 4 * pageSize}
 		if r.err != nil || r.stats != want {
-			t.Errorf("old %v: %+v, %v", old, r.stats, r.err)
+			t.Errorf("%+v: %+v, %v", c, r.stats, r.err)
 		}
 		if !bytes.Equal(stream.Bytes(), sampleStream()) {
-			t.Errorf("old %v: the stream is not what was said", old)
+			t.Errorf("%+v: the stream is not what was said", c)
 		}
 	}
 }
@@ -127,7 +132,7 @@ func TestServePagesFails(t *testing.T) {
 		"target gone":       {frame{op: opEndForce}.append(nil), failingWriter{reason}, reason},
 		"unknown operation": {frame{op: 77}.append(nil), io.Discard, nil},
 	} {
-		_, err := servePages(t.Context(), &readOnly{bytes.NewReader(c.say)}, newFrameWriter(c.w), headerSize, nil, nil)
+		_, err := (&pageServer{criu: &readOnly{bytes.NewReader(c.say)}, out: newFrameWriter(c.w), header: headerSize}).run(t.Context())
 		if err == nil || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -18,27 +18,34 @@ const pageBuffer = 256 << 10
 // pod is frozen, and passes the rest on to out. What was compared beside CRIU comes
 // in between, where its address is.
 type pageServer struct {
-	criu  io.ReadWriter
+	criu io.ReadWriter
+	out  *frameWriter
+	// header is the size of CRIU's headers.
+	header int
+	ahead  *aheadPages
+	// opens is true if somebody else has answered that an image is open: the library.
+	opens bool
+	// complete is called before the end, unless it is nil.
+	complete func(*PageStats) error
+
 	in    *bufio.Reader
-	out   *frameWriter
 	merge merger
 	stats PageStats
 }
 
-// servePages serves until the end of the stream was passed on and CRIU told. header is the
-// size of CRIU's headers. Before the end complete is called, unless that is nil.
-func servePages(ctx context.Context, criu io.ReadWriter, out *frameWriter, header int, ahead *aheadPages, complete func(*PageStats) error) (PageStats, error) {
-	s := pageServer{criu: criu, in: bufio.NewReaderSize(criu, pageBuffer), out: out}
-	s.merge = merger{ahead: ahead, out: out, stats: &s.stats}
-	head := make([]byte, header)
+// run serves until the end of the stream was passed on and CRIU told.
+func (s *pageServer) run(ctx context.Context) (PageStats, error) {
+	s.in = bufio.NewReaderSize(s.criu, pageBuffer)
+	s.merge = merger{ahead: s.ahead, out: s.out, stats: &s.stats}
+	head := make([]byte, s.header)
 	for {
 		if _, err := io.ReadFull(s.in, head); err != nil {
 			return s.stats, fmt.Errorf("reading pages from CRIU: %w", noEOF(err))
 		}
 		f := parseFrame(head)
 		end := f.op == opClose || f.op == opEndForce
-		if end && complete != nil {
-			if err := complete(&s.stats); err != nil {
+		if end && s.complete != nil {
+			if err := s.complete(&s.stats); err != nil {
 				return s.stats, err
 			}
 		}
@@ -54,15 +61,17 @@ func (s *pageServer) serve(ctx context.Context, f frame) error {
 	defer s.out.mu.Unlock()
 	switch f.op {
 	case opOpen:
+		if !s.opens {
+			// One byte: there is no parent image. CRIU need not wait for what follows.
+			if err := s.answer([]byte{0}); err != nil {
+				return err
+			}
+		}
 		if err := s.merge.open(ctx, f.image); err != nil {
 			return err
 		}
 		s.stats.Images++
-		if err := s.out.append(f, nil); err != nil {
-			return err
-		}
-		// One byte: there is no parent image.
-		return s.answer([]byte{0})
+		return s.out.append(f, nil)
 	case opParent:
 		// An int32: there is no parent image.
 		return s.answer(make([]byte, 4))
