@@ -13,8 +13,9 @@
  * layout): a file whose descriptor the variable PODD_PAGEFILTER names. podd fills it when the pod
  * is frozen, the ranges before CRIU looks at the pod's memory; here is noted what was made use of.
  *
- * It also knows pages that CRIU carries in any case (rseq.c), and makes userfaultfds in a restore
- * (userfault.c), which it lets begin when there are images (gate.c). Shared memory is in shared.c.
+ * It also knows pages that CRIU carries in any case (rseq.c), says of which mount a file is (fdinfo.c),
+ * and makes userfaultfds in a restore (userfault.c), which it lets begin when there are images (gate.c).
+ * Shared memory is in shared.c.
  *
  * In the CRIU of a restore, as in that of a dump, it asks for the processor's features before CRIU
  * is told what to do: in a virtual machine that takes milliseconds, and CRIU remembers the answer.
@@ -34,6 +35,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "fdinfo.h"
 #include "gate.h"
 #include "podd.h"
 #include "shared.h"
@@ -290,13 +292,26 @@ static struct file *find_file(int dir, const char *link)
 	return &files[low];
 }
 
+static int open_noted(int dir, const char *path, int flags, mode_t mode)
+{
+	int fd = syscall(SYS_openat, dir, path, flags, mode);
+
+	podd_opened(fd, fd >= 0 && !strcmp(path, "self") && process_of(fd) == (uint64_t)getpid());
+	return fd;
+}
+
 static int open_described(int dir, const char *path, int flags, mode_t mode)
 {
 	struct file *file;
 	int fd;
 
-	if (!table || !table->nr_texts)
+	if (!table)
 		return syscall(SYS_openat, dir, path, flags, mode);
+	fd = podd_open_fdinfo(dir, path);
+	if (fd >= 0)
+		return fd;
+	if (!table->nr_texts)
+		return open_noted(dir, path, flags, mode);
 	if (!strcmp(path, "smaps")) {
 		fd = open_text(process_of(dir));
 		if (fd >= 0)
@@ -307,7 +322,7 @@ static int open_described(int dir, const char *path, int flags, mode_t mode)
 		errno = ENOENT;
 		return -1;
 	}
-	fd = syscall(SYS_openat, dir, path, flags, mode);
+	fd = open_noted(dir, path, flags, mode);
 	if (!strcmp(path, "pagemap")) {
 		pagemap = fd;
 		pagemap_of = process_of(fd);
