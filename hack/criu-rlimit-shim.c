@@ -59,32 +59,56 @@ static rlim_t limit_value(char **s)
 	return strtoull(*s, s, 10);
 }
 
-/* Fills old from /proc/PID/limits. Returns 0, or -1 where the file or the row cannot be had. */
-static int limit_from_proc(int pid, unsigned int resource, struct rlimit *old)
+/*
+ * The limits of the process that was asked about last. CRIU asks for one after the other, and the
+ * kernel writes all of them for each read.
+ */
+static int known_pid;
+static struct rlimit known[RLIM_NLIMITS];
+static char is_known[RLIM_NLIMITS];
+
+static void read_limits(int pid)
 {
 	char path[32], line[256];
-	int found = -1;
 	FILE *f;
 
-	if (resource >= RLIM_NLIMITS || !titles[resource])
-		return -1;
+	known_pid = pid;
+	memset(is_known, 0, sizeof(is_known));
 	snprintf(path, sizeof(path), "/proc/%d/limits", pid);
 	f = fopen(path, "re");
 	if (!f)
-		return -1;
+		return;
 	while (fgets(line, sizeof(line), f)) {
-		size_t n = strlen(titles[resource]);
-		char *s = line + n;
+		for (int i = 0; i < RLIM_NLIMITS; i++) {
+			size_t n = titles[i] ? strlen(titles[i]) : 0;
+			char *s = line + n;
 
-		if (strncmp(line, titles[resource], n) || *s != ' ')
-			continue;
-		old->rlim_cur = limit_value(&s);
-		old->rlim_max = limit_value(&s);
-		found = 0;
-		break;
+			if (!n || strncmp(line, titles[i], n) || *s != ' ')
+				continue;
+			known[i].rlim_cur = limit_value(&s);
+			known[i].rlim_max = limit_value(&s);
+			is_known[i] = 1;
+			break;
+		}
 	}
 	fclose(f);
-	return found;
+}
+
+/*
+ * Fills old from /proc/PID/limits. Returns 0, or -1 where the file or the row cannot be had. What was
+ * read once answers one question about each limit: a second one may be about what it is by then.
+ */
+static int limit_from_proc(int pid, unsigned int resource, struct rlimit *old)
+{
+	if (resource >= RLIM_NLIMITS)
+		return -1;
+	if (pid != known_pid || !is_known[resource])
+		read_limits(pid);
+	if (!is_known[resource])
+		return -1;
+	*old = known[resource];
+	is_known[resource] = 0;
+	return 0;
 }
 
 long syscall(long number, ...)
