@@ -35,7 +35,8 @@ type aheadProcess struct {
 	pid int
 	// image is that of its memory.
 	image uint64
-	// mappings are those of which all private pages were sent, ascending.
+	// mappings are those of which all private pages were sent, ascending. Most of a program's
+	// have none.
 	mappings []procfs.Mapping
 	// digests are those of pages, by address.
 	digests map[uint64]xxh3.Uint128
@@ -137,21 +138,25 @@ func (a *aheadPages) sendProcess(out *frameWriter, pid, depth int) error {
 // a file, and can be read.
 func sentAhead(m procfs.Mapping) bool { return m.Readable && !m.Shared && m.Inode != 0 }
 
-// sendMapping sends the private pages of a mapping. whole is true if there are such, and
-// all were sent.
+// sendMapping sends the private pages of a mapping, if there are such. whole is true if all of
+// them were sent.
 func (a *aheadPages) sendMapping(out *frameWriter, p *aheadProcess, pagemap *os.File, m procfs.Mapping, buf []byte) (whole bool, err error) {
 	runs, err := privatePages(pagemap, m.Start, m.End)
 	if err != nil {
 		return false, err
 	}
-	if slices.ContainsFunc(runs, func(r procfs.PageRun) bool { return r.Categories&procfs.PageIsHuge != 0 }) {
+	if hasHuge(runs) {
 		return false, nil // CRIU knows what to do
 	}
 	err = readRuns(p.pid, runs, buf, func(addr uint64, content []byte) error { return a.send(out, p, addr, content) })
 	if errors.Is(err, errUnreadable) {
 		return false, nil
 	}
-	return len(runs) > 0, err
+	return err == nil, err
+}
+
+func hasHuge(runs []procfs.PageRun) bool {
+	return slices.ContainsFunc(runs, func(r procfs.PageRun) bool { return r.Categories&procfs.PageIsHuge != 0 })
 }
 
 func (a *aheadPages) send(out *frameWriter, p *aheadProcess, addr uint64, content []byte) error {

@@ -28,11 +28,22 @@ func (a *aheadPages) claim() ([]MemoryRange, error) {
 		if err != nil {
 			return nil, fmt.Errorf("looking at the mappings of process %d: %w", p.pid, err)
 		}
-		for _, m := range p.mappings {
-			claimed = append(claimed, MemoryRange{PID: p.pid, Start: m.Start, End: m.End})
-		}
+		claimed = append(claimed, p.ranges()...)
 	}
 	return claimed, nil
+}
+
+// ranges returns where the mappings are. Those of a library follow one another, and are one.
+func (p *aheadProcess) ranges() []MemoryRange {
+	var all []MemoryRange
+	for _, m := range p.mappings {
+		if last := len(all) - 1; last >= 0 && all[last].End == m.Start {
+			all[last].End = m.End
+		} else {
+			all = append(all, MemoryRange{PID: p.pid, Start: m.Start, End: m.End})
+		}
+	}
+	return all
 }
 
 // claim forgets the mappings that are others now.
@@ -87,10 +98,13 @@ func (a *aheadPages) compareProcess(p *aheadProcess, buf []byte) error {
 		return err
 	}
 	defer pagemap.Close()
-	for _, m := range p.mappings {
+	for _, m := range p.ranges() {
 		runs, err := privatePages(pagemap, m.Start, m.End)
 		if err != nil {
 			return err
+		}
+		if hasHuge(runs) {
+			return fmt.Errorf("between %#x and %#x: %w", m.Start, m.End, errHuge)
 		}
 		if err := readRuns(p.pid, runs, buf, func(addr uint64, content []byte) error {
 			a.compareRun(p, addr, content)
@@ -101,6 +115,9 @@ func (a *aheadPages) compareProcess(p *aheadProcess, buf []byte) error {
 	}
 	return nil
 }
+
+// errHuge means that there are huge pages where there were none before the freeze.
+var errHuge = errors.New("private memory of a file has become huge pages")
 
 // compareRun notes pages that follow all noted before.
 func (a *aheadPages) compareRun(p *aheadProcess, addr uint64, content []byte) {
