@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -23,9 +24,21 @@ import (
 type mappedFile struct {
 	// start and end are those of the mapping.
 	start, end uint64
-	// mode are the permissions of its link in /proc/PID/map_files; 0 if it is of no
-	// file.
+	// mode are the permissions of its link in /proc/PID/map_files, with mappedPlain
+	// for an ordinary file; 0 if it is of no file.
 	mode uint64
+}
+
+// mappedPlain is a flag beside the permissions: the private mapping is of an ordinary file that has a
+// name. Where such a file may be anything, as on an overlay, CRIU opens it to see what it is, and the
+// file below with it (criu/proc_parse.c, vma_get_mapfile).
+const mappedPlain = 1 << 16
+
+// plain reports whether a mapping is of an ordinary file that has a name.
+func plain(m procfs.Mapping) bool {
+	special := func(prefix string) bool { return strings.HasPrefix(m.Name, prefix) }
+	return !m.Shared && m.Inode != 0 && strings.HasPrefix(m.Name, "/") && !strings.HasSuffix(m.Name, " (deleted)") &&
+		!slices.ContainsFunc([]string{"/memfd:", "/SYSV", "/[", "/dev/"}, special)
 }
 
 // describeLarge tells CRIU of the mappings of processes of which most is left out: what smaps
@@ -138,7 +151,9 @@ func mappedFiles(pid int, text []byte) ([]mappedFile, error) {
 			var st unix.Stat_t
 			switch err := unix.Fstatat(dir, fmt.Sprintf("%x-%x", m.Start, m.End), &st, unix.AT_SYMLINK_NOFOLLOW); err {
 			case nil:
-				f.mode = uint64(st.Mode & 0o777)
+				if f.mode = uint64(st.Mode & 0o777); f.mode != 0 && plain(m) {
+					f.mode |= mappedPlain
+				}
 			case unix.ENOENT:
 			default:
 				return nil, os.NewSyscallError("fstatat map_files", err)

@@ -23,16 +23,22 @@ func TestMappedFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	known := 0
+	known, ordinary := 0, 0
 	for _, f := range files {
 		info, err := os.Lstat(fmt.Sprintf("/proc/self/map_files/%x-%x", f.start, f.end))
 		if f.mode != 0 {
-			if known++; err != nil || uint64(info.Mode().Perm()) != f.mode {
+			if f.mode&mappedPlain != 0 {
+				ordinary++
+			}
+			if known++; err != nil || uint64(info.Mode().Perm()) != f.mode&0o777 {
 				t.Errorf("%+v: %v, %v", f, info, err)
 			}
 		} else if err == nil {
 			t.Errorf("%#x to %#x is of a file", f.start, f.end)
 		}
+	}
+	if ordinary == 0 {
+		t.Error("none is of an ordinary file")
 	}
 	if known == 0 || known == len(files) {
 		t.Errorf("%d of %d mappings are of files", known, len(files))
@@ -139,7 +145,7 @@ func TestLibraryAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer table.close()
-	mode := fmt.Sprintf("%o", kernel.mode)
+	mode := fmt.Sprintf("%o", kernel.mode&0o777)
 	for _, c := range []struct {
 		what  string
 		table *leftOutTable
@@ -157,7 +163,7 @@ func TestLibraryAnswers(t *testing.T) {
 		case links[0]:
 			first = mappedFile{start: f.start, end: f.end}
 		case links[1]:
-			second = mappedFile{start: f.start, end: f.end, mode: 0o200}
+			second = mappedFile{start: f.start, end: f.end, mode: 0o200 | mappedPlain}
 		}
 	}
 	table.setText(os.Getpid()+1, []byte("another\n"), nil)
@@ -167,5 +173,27 @@ func TestLibraryAnswers(t *testing.T) {
 	}
 	if table.textsRead() != 1 || !table.attached() {
 		t.Errorf("%d texts were read, attached: %v", table.textsRead(), table.attached())
+	}
+}
+
+func TestPlainMappings(t *testing.T) {
+	library := procfs.Mapping{Start: 0x1000, End: 0x2000, Inode: 7, Readable: true, Name: "/usr/lib/libc.so.6"}
+	if !plain(library) {
+		t.Error("a library is not of an ordinary file")
+	}
+	for what, change := range map[string]func(*procfs.Mapping){
+		"shared":        func(m *procfs.Mapping) { m.Shared = true },
+		"of no file":    func(m *procfs.Mapping) { m.Inode, m.Name = 0, "[heap]" },
+		"of a socket":   func(m *procfs.Mapping) { m.Name = "socket:[7]" },
+		"of a memfd":    func(m *procfs.Mapping) { m.Name = "/memfd:x (deleted)" },
+		"of a segment":  func(m *procfs.Mapping) { m.Name = "/SYSV00000007" },
+		"of a device":   func(m *procfs.Mapping) { m.Name = "/dev/zero" },
+		"of an AIO":     func(m *procfs.Mapping) { m.Name = "/[aio]" },
+		"without names": func(m *procfs.Mapping) { m.Name += " (deleted)" },
+	} {
+		m := library
+		if change(&m); plain(m) {
+			t.Errorf("one %s is of an ordinary file", what)
+		}
 	}
 }

@@ -43,7 +43,8 @@ const maxLeftOut = 1 << 16
 //	maxTexts texts: pid, offset in the file, size, and 1 when CRIU has got it;
 //	    offset and number of what is known of the mappings' files
 //	the texts themselves, each followed by the files: start and end of the
-//	    mapping, and the mode of its link in map_files, 0 if there is none
+//	    mapping, and the mode of its link in map_files, 0 if there is none, with
+//	    mappedPlain
 type leftOutTable struct {
 	*tableFile
 	// free is where the next text goes.

@@ -48,6 +48,8 @@
 #define CUT 1 /* the range was cut from a question */
 #define IN_IMAGE 2 /* podd puts its pages into the image */
 
+#define PLAIN 0x10000 /* an ordinary file: CRIU need not open it to see that it is one */
+
 struct range {
 	uint64_t pid; /* as CRIU sees it */
 	uint64_t start, end;
@@ -63,7 +65,7 @@ struct text {
 
 struct file {
 	uint64_t start, end; /* of the mapping */
-	uint64_t mode; /* of its link in map_files; 0 if there is none */
+	uint64_t mode; /* of its link in map_files; 0 if there is none. PLAIN beside it */
 };
 
 struct table {
@@ -322,6 +324,8 @@ static int open_described(int dir, const char *path, int flags, mode_t mode)
 		errno = ENOENT;
 		return -1;
 	}
+	if (file && file->mode & PLAIN)
+		flags |= O_PATH;
 	fd = open_noted(dir, path, flags, mode);
 	if (!strcmp(path, "pagemap")) {
 		pagemap = fd;
@@ -386,7 +390,7 @@ DEFINE_OPENAT(openat64)
 			return -1;                                             \
 		} else {                                                       \
 			memset(st, 0, sizeof(*st));                            \
-			st->st_mode = S_IFLNK | file->mode;                    \
+			st->st_mode = S_IFLNK | (file->mode & 0777);                    \
 		}                                                              \
 		if (!result && st->st_mode == (S_IFLNK | 0600) && write_sealed(dir, path)) \
 			st->st_mode = S_IFLNK | 0400;                          \
