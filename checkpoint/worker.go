@@ -84,8 +84,9 @@ func (e *Engine) startWorker(options workerOptions) (*worker, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.ExtraFiles = append([]*os.File{theirs}, options.files...)
 	// Only what CRIU needs to find tar and iptables: no HOME, for there may
-	// be a configuration file.
-	cmd.Env = []string{"PATH=" + searchPath(), "LC_ALL=C"}
+	// be a configuration file. Functions are bound now: otherwise CRIU does it when it
+	// first calls one, and each process that it makes does it again.
+	cmd.Env = []string{"PATH=" + searchPath(), "LC_ALL=C", "LD_BIND_NOW=1"}
 	if e.pageFilter != "" {
 		// Also without a table: the library makes CRIU's start faster.
 		table := -1
