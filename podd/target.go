@@ -347,7 +347,12 @@ func (m *targetMove) finish(ctx context.Context) error {
 	if err := errors.Join(err, <-ahead); err != nil {
 		return err
 	}
-	if err := m.verifyMemory(ctx); err != nil {
+	// The proxy lets the packets go that it holds as soon as it sees the
+	// commit, and the sockets are ready for them.
+	admitted := make(chan error, 1)
+	go func() { admitted <- m.network.Admit(m.d.netnsPath(m.move.Pod, m.move.Next.Epoch)) }()
+	err = m.verifyMemory(ctx)
+	if err := errors.Join(err, <-admitted); err != nil {
 		return err
 	}
 	restored := time.Since(begin)
@@ -356,10 +361,7 @@ func (m *targetMove) finish(ctx context.Context) error {
 	}
 	m.stage = pod.StageCommit
 	begin = time.Now()
-	// The proxy lets the packets go that it holds as soon as it sees the
-	// commit, and the sockets are ready for them.
-	err = m.network.Admit(m.d.netnsPath(m.move.Pod, m.move.Next.Epoch))
-	if err := errors.Join(err, m.at(m.stage)); err != nil {
+	if err := m.at(m.stage); err != nil {
 		return err
 	}
 	// The record by which a later podd finds the pod has been written, and there
