@@ -35,6 +35,8 @@ type sinkTree struct {
 	// since; nil before and after that pass.
 	stale map[string]struct{}
 	begun bool
+	// touched says that the last pass had more than its name.
+	touched bool
 }
 
 // NewSink returns a Sink for trees, whose roots must be there when a pass is
@@ -58,6 +60,9 @@ func (s *Sink) Apply(ctx context.Context, r io.Reader) (Stats, error) {
 		return Stats{}, fmt.Errorf("after a failed pass: %w", s.err)
 	}
 	begin := time.Now()
+	for _, t := range s.trees {
+		t.touched = false
+	}
 	a := &applier{s: s, root: -1, dir: -1, file: -1}
 	defer a.close()
 	if err := a.run(ctx, r); err != nil {
@@ -67,6 +72,12 @@ func (s *Sink) Apply(ctx context.Context, r io.Reader) (Stats, error) {
 	a.stats.Duration = time.Since(begin)
 	s.log.Debug("files applied", "stats", a.stats)
 	return a.stats, nil
+}
+
+// Touched reports whether the last pass may have changed anything in a tree.
+func (s *Sink) Touched(tree string) bool {
+	t := s.trees[tree]
+	return t == nil || t.touched || s.err != nil
 }
 
 // applier is the state of one pass.
@@ -143,6 +154,9 @@ func (a *applier) run(ctx context.Context, r io.Reader) error {
 func (a *applier) frame(kind byte, f fields) error {
 	if kind != frameTree && a.t == nil {
 		return fmt.Errorf("%w: frame %q before any tree", ErrStream, kind)
+	}
+	if kind != frameTree {
+		a.t.touched = true
 	}
 	switch kind {
 	case frameTree:

@@ -85,6 +85,36 @@ func TestUnchangedIsNotRead(t *testing.T) {
 	}
 }
 
+// Whatever a pass does to a tree touches it, and nothing else does.
+func TestTouched(t *testing.T) {
+	src, dst := dirs(t, diskDir(t))
+	p := newPair(t, src, dst, Options{})
+	if p.pass(false); !p.sink.Touched("tree") {
+		t.Error("the first pass has not touched the tree")
+	}
+	at := func(name string) string { return filepath.Join(src, name) }
+	for name, change := range map[string]func() error{
+		"a directory":   func() error { return os.Mkdir(at("dir"), 0o700) },
+		"its mode":      func() error { return os.Chmod(src, 0o711) },
+		"a file":        func() error { return os.WriteFile(at("file"), nil, 0o600) },
+		"its attribute": func() error { return unix.Setxattr(src, "user.x", []byte("y"), 0) },
+	} {
+		p.settle()
+		if p.pass(false); p.sink.Touched("tree") {
+			t.Errorf("before %s: a pass without changes has touched the tree", name)
+		}
+		do(t, change())
+		if p.pass(false); !p.sink.Touched("tree") {
+			t.Errorf("%s: the pass has not touched the tree", name)
+		}
+	}
+	p.settle()
+	do(t, os.Remove(at("file")))
+	if p.pass(false); !p.sink.Touched("tree") || !p.sink.Touched("another") {
+		t.Error("a removal has not touched the tree")
+	}
+}
+
 func TestFirstPassReplacesWhatIsThere(t *testing.T) {
 	src, dst := dirs(t, diskDir(t))
 	do(t,

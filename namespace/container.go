@@ -184,13 +184,17 @@ type Tree struct {
 	Policy pod.VolumePolicy
 }
 
-// VolatileTree is the tree of /dev, /tmp and /run.
-const VolatileTree = "volatile"
+const (
+	// UpperTree is the tree of what the pod has changed in its root file system.
+	UpperTree = "upper"
+	// VolatileTree is the tree of /dev, /tmp and /run.
+	VolatileTree = "volatile"
+)
 
 // Trees lists what must be carried when the pod moves.
 func (c *Container) Trees() []Tree {
 	trees := []Tree{
-		{"upper", c.paths.upper, pod.VolumeMove},
+		{UpperTree, c.paths.upper, pod.VolumeMove},
 		{VolatileTree, c.paths.volatile, pod.VolumeMove},
 	}
 	for _, v := range c.record.Config.Spec.Volumes {

@@ -17,11 +17,27 @@ import (
 // nobody but overlay itself may write to an upper layer that is mounted. Doing
 // it twice is an error.
 func (c *Container) Mount() error {
-	if c.record.Image.Name == image.HostName {
-		if err := c.hideHost(); err != nil {
-			return fmt.Errorf("hiding the host's private files: %w", err)
-		}
+	if err := c.Cover(); err != nil {
+		return err
 	}
+	return c.MountCovered()
+}
+
+// Cover puts into the upper layer what hides the host's private files from the pod, where the image is
+// the host itself. It can be done again.
+func (c *Container) Cover() error {
+	if c.record.Image.Name != image.HostName {
+		return nil
+	}
+	if err := c.hideHost(); err != nil {
+		return fmt.Errorf("hiding the host's private files: %w", err)
+	}
+	return nil
+}
+
+// MountCovered is Mount for an upper layer in which nothing has been changed, nor could have been, since
+// Cover.
+func (c *Container) MountCovered() error {
 	return mountOverlay(c.Layers(), c.paths.upper, c.paths.work, c.paths.rootfs)
 }
 
