@@ -51,6 +51,9 @@ type DumpOptions struct {
 	// runs, so that those which don't change until it is frozen need not be sent then.
 	// It needs Pages and FreezeCgroup.
 	Ahead bool
+	// EarlyImages has Run send images in the page stream as soon as CRIU has written them.
+	// They go to an ImageStore, and SendImages sends the others. It needs Pages.
+	EarlyImages bool
 	// Shared has podd carry the memory that processes share, at both ends: the reader
 	// of Pages must give ReceivePages a place for it. Most of it is sent while the pod
 	// runs, by SendAhead, the rest beside CRIU's dump. It needs Pages and FreezeCgroup.
@@ -115,6 +118,11 @@ type Dump struct {
 	leftOut *leftOutTable
 	// ahead is what was sent before the freeze; nil if nothing was.
 	ahead *aheadPages
+	// early sends images while others are written; nil if that was not asked for.
+	early *earlyImages
+	// numbers are those of processes in the pod, by our own; they belong to memory that
+	// is left out.
+	numbers func() (map[int]int, error)
 	// flags are those of the mappings of large processes, from just before.
 	flags map[int]mappingFlags
 
@@ -214,6 +222,12 @@ func (d *Dump) release() {
 	}
 	if d.worker != nil {
 		d.worker.stop()
+	}
+	if d.early != nil {
+		if err := d.early.close(); err != nil {
+			d.log.Warn("ending the watch of the images failed", "error", err)
+		}
+		d.early = nil
 	}
 	if d.op != nil {
 		if err := d.op.close(); err != nil {

@@ -3,6 +3,8 @@ package checkpoint
 import (
 	"context"
 	"fmt"
+	"io"
+	"os"
 	"time"
 
 	"podd/sharedmem"
@@ -67,6 +69,44 @@ func (d *Dump) sendAhead(ctx context.Context) error {
 	return err
 }
 
+// startImages begins to send images early, if that was asked for. Without, all are sent at the end.
+func (d *Dump) startImages() {
+	if !d.options.EarlyImages || d.out == nil {
+		return
+	}
+	var err error
+	if d.early, err = sendEarly(d.options.ImagesDir, d.out); err != nil {
+		d.log.Warn("images can't be sent while others are written", "error", err)
+	}
+}
+
+// SendImages writes the images to w that Run has not sent in the page stream, for
+// ImageStore.Receive. It is called at the hold. The result counts all.
+func (d *Dump) SendImages(w io.Writer) (ImageStats, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state != dumpHeld {
+		return ImageStats{}, fmt.Errorf("sending images: %w", ErrState)
+	}
+	root, err := os.OpenRoot(d.options.ImagesDir)
+	if err != nil {
+		return ImageStats{}, fmt.Errorf("sending images: %w", err)
+	}
+	defer root.Close()
+	var sent map[string]int64
+	if d.early != nil {
+		if sent, err = d.early.current(); err != nil {
+			return ImageStats{}, fmt.Errorf("sending images: %w", err)
+		}
+	}
+	stats, err := sendImageFrames(w, root, sent)
+	d.log.Debug("images are sent", "early", len(sent), "all", stats.Files)
+	if err != nil {
+		return stats, fmt.Errorf("sending images: %w", err)
+	}
+	return stats, nil
+}
+
 type pagesResult struct {
 	stats PageStats
 	err   error
@@ -82,9 +122,17 @@ func (d *Dump) startPages(ctx context.Context) chan pagesResult {
 	if d.engine.version < 40200 {
 		header = headerSizeOld
 	}
-	var complete func(*PageStats) error
-	if shared := d.shared; shared != nil {
-		complete = func(stats *PageStats) error { return shared.complete(d.out, stats) }
+	early, shared := d.early, d.shared
+	complete := func(stats *PageStats) error {
+		if early != nil {
+			if err := early.end(); err != nil {
+				return err
+			}
+		}
+		if shared != nil {
+			return shared.complete(d.out, stats)
+		}
+		return nil
 	}
 	opens := d.leftOut != nil && d.leftOut.answerOpens(firstWorkerFile, firstWorkerFile+1)
 	d.pages.rung = opens

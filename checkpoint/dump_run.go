@@ -28,6 +28,7 @@ func (d *Dump) Run(ctx context.Context) (*DumpResult, error) {
 	if err := d.sendAhead(ctx); err != nil {
 		return nil, fmt.Errorf("dumping the pod: %w", d.fail(err))
 	}
+	d.startImages()
 	pages := d.startPages(ctx)
 	result, err := d.run(ctx, opts, pages)
 	if err != nil {
@@ -87,6 +88,12 @@ func (d *Dump) run(ctx context.Context, opts *rpc.CriuOpts, pages chan pagesResu
 		}
 		if err != nil && d.shared != nil && d.shared.begun {
 			d.interruptPages() // or else that might wait for the target
+		}
+		if d.early != nil {
+			if err != nil {
+				d.interruptPages()
+			}
+			d.early.end()
 		}
 		beside.Wait()
 	}()
@@ -171,6 +178,9 @@ func (d *Dump) leaveOut(ctx context.Context, beside *sync.WaitGroup) <-chan erro
 			err = d.leftOut.set(carried, claimed)
 		}
 		if err == nil {
+			numbers := sync.OnceValues(func() (map[int]int, error) { return numbersInPod(carried) })
+			beside.Go(func() { numbers() }) // hold asks for them
+			d.numbers = numbers
 			described := d.describeLarge(carried)
 			beside.Go(func() { d.describeOthers(ctx, described) })
 		}
@@ -252,5 +262,9 @@ func (d *Dump) checkLeftOut(result *DumpResult) error {
 		return nil
 	}
 	d.log.Debug("memory was left out", "bytes", result.LeftOut, "mappings-described", d.leftOut.textsRead())
-	return markLeftOut(d.options.ImagesDir, d.leftOut.absent())
+	numbers, err := d.numbers()
+	if err != nil {
+		return err
+	}
+	return markLeftOut(d.options.ImagesDir, d.leftOut.absent(), numbers)
 }

@@ -13,11 +13,12 @@ import (
 type frameWriter struct {
 	mu     sync.Mutex
 	out    *bufio.Writer
+	way    io.Writer // of out
 	header []byte
 }
 
 func newFrameWriter(w io.Writer) *frameWriter {
-	return &frameWriter{out: bufio.NewWriterSize(w, pageBuffer), header: make([]byte, 0, headerSize)}
+	return &frameWriter{out: bufio.NewWriterSize(w, pageBuffer), way: w, header: make([]byte, 0, headerSize)}
 }
 
 // write writes a frame with what belongs to it. An error is an errSendPages.
@@ -40,6 +41,19 @@ func (w *frameWriter) flush() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return passError(w.out.Flush())
+}
+
+// push does not leave what was written in a buffer of the way to the target, either.
+func (w *frameWriter) push() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.out.Flush(); err != nil {
+		return passError(err)
+	}
+	if b, ok := w.way.(interface{ Flush() error }); ok {
+		return passError(b.Flush())
+	}
+	return nil
 }
 
 func shmemImage(id uint64) uint64 { return id<<8 | imageShmem }

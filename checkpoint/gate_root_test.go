@@ -64,7 +64,7 @@ func TestGateForOthers(t *testing.T) {
 	_, err = d.Run(t.Context())
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(w.source.images, leftOutName), []byte("1\n"), 0o600))
-	_, err = SendImages(sourceConn, w.source.images)
+	_, err = d.SendImages(sourceConn)
 	must(t, err)
 	must(t, <-received)
 

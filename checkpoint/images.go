@@ -44,6 +44,9 @@ const imageStep = 4 << 20
 // and received: no directories, no hidden files, no logs.
 var imageName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,99}\.img$`)
 
+// maxImageName is the longest that imageName matches, in bytes.
+const maxImageName = 104
+
 // ErrCorrupt means that a file is not what its manifest says.
 var ErrCorrupt = errors.New("image is corrupt")
 
@@ -137,20 +140,13 @@ type imageFile struct {
 // readImages reads the image files, in order of their names. There are hundreds, and
 // the pod is frozen: all processors take part.
 func readImages(root *os.Root) ([]imageFile, error) {
-	d, err := root.Open(".")
+	names, err := imageNames(root.Name())
 	if err != nil {
 		return nil, err
 	}
-	defer d.Close()
-	entries, err := d.ReadDir(-1)
-	if err != nil {
-		return nil, err
-	}
-	var files []imageFile
-	for _, e := range entries {
-		if e.Type().IsRegular() && imageName.MatchString(e.Name()) {
-			files = append(files, imageFile{manifestFile: manifestFile{Name: e.Name()}})
-		}
+	files := make([]imageFile, len(names))
+	for i, name := range names {
+		files[i].Name = name
 	}
 	slices.SortFunc(files, func(a, b imageFile) int { return cmp.Compare(a.Name, b.Name) })
 	var next, kept atomic.Int64
@@ -169,6 +165,26 @@ func readImages(root *os.Root) ([]imageFile, error) {
 		})
 	}
 	return files, group.Wait()
+}
+
+// imageNames lists the image files in a directory, in no order.
+func imageNames(dir string) ([]string, error) {
+	d, err := os.Open(dir) // a file of an os.Root would look at each entry
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	entries, err := d.ReadDir(-1)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if e.Type().IsRegular() && imageName.MatchString(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
 }
 
 // read finds out size and digest, and keeps the content of a small file.

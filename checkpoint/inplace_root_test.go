@@ -146,7 +146,7 @@ func TestTouched(t *testing.T) {
 	received := w.target.receive(t.Context(), targetConn)
 	_, err = d.Run(t.Context())
 	must(t, err)
-	_, err = SendImages(sourceConn, w.source.images)
+	_, err = d.SendImages(sourceConn)
 	must(t, err)
 	must(t, <-received)
 

@@ -18,7 +18,12 @@ func TestLeftOutImage(t *testing.T) {
 		t.Errorf("without an image: %v, %v, %v", left, known, err)
 	}
 	me := os.Getpid()
-	if err := markLeftOut(dir, []MemoryRange{{me, 0x1000, 0x3000}, {me, 0x3000, 0x4000}}); err != nil {
+	ranges := []MemoryRange{{me, 0x1000, 0x3000}, {me, 0x3000, 0x4000}}
+	numbers, err := numbersInPod(ranges)
+	if err == nil {
+		err = markLeftOut(dir, ranges, numbers)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	left, known, err := readLeftOut(dir)

@@ -27,18 +27,26 @@ const (
 // errLeftOut means that an image alone does not make the pod.
 var errLeftOut = errors.New("part of the pod's memory is not in the image, and nobody is there to fill it in")
 
-// markLeftOut writes leftOutName.
-func markLeftOut(imagesDir string, ranges []MemoryRange) error {
-	b := []byte(leftOutMagic)
+// numbersInPod finds the numbers in the pod of the processes whose memory it is.
+func numbersInPod(ranges []MemoryRange) (map[int]int, error) {
 	numbers := map[int]int{}
 	for _, r := range ranges {
-		if numbers[r.PID] == 0 {
-			pids, err := procfs.NamespacePIDs(r.PID)
-			if err != nil {
-				return fmt.Errorf("describing the memory that was left out: %w", err)
-			}
-			numbers[r.PID] = pids[len(pids)-1]
+		if numbers[r.PID] != 0 {
+			continue
 		}
+		pids, err := procfs.NamespacePIDs(r.PID)
+		if err != nil {
+			return nil, fmt.Errorf("describing the memory that was left out: %w", err)
+		}
+		numbers[r.PID] = pids[len(pids)-1]
+	}
+	return numbers, nil
+}
+
+// markLeftOut writes leftOutName.
+func markLeftOut(imagesDir string, ranges []MemoryRange, numbers map[int]int) error {
+	b := []byte(leftOutMagic)
+	for _, r := range ranges {
 		for _, n := range []uint64{uint64(numbers[r.PID]), r.Start, r.End} {
 			b = binary.LittleEndian.AppendUint64(b, n)
 		}

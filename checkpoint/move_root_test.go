@@ -51,7 +51,7 @@ func beginWith(t *testing.T, e *Engine, pid int, from, to *place, dump func(*Dum
 	received := to.receive(ctx, targetConn)
 	m.result, err = m.dump.Run(ctx)
 	must(t, err)
-	stats, err := SendImages(sourceConn, from.images)
+	stats, err := m.dump.SendImages(sourceConn)
 	must(t, err)
 	must(t, <-received)
 	arrived := time.Now()

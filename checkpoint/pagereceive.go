@@ -54,11 +54,13 @@ type PageLimits struct {
 // takes none. What it has at the end is complete, and must be kept for CRIU, by a
 // sharedmem.Keeper in imagesDir, as long as the pod may be restored from the images.
 //
+// images gets the images that come early (DumpOptions.EarlyImages); nil takes none.
+//
 // On an error the files written so far stay: the caller removes the directory.
 //
 // free gives memory back that is of no use any more. It must be called, but as that takes
 // time, some 15 ms for 100 MiB, not while a pod stands still.
-func ReceivePages(ctx context.Context, r io.Reader, imagesDir string, limits PageLimits, shared sharedmem.Sink) (stats PageStats, free func() error, err error) {
+func ReceivePages(ctx context.Context, r io.Reader, imagesDir string, limits PageLimits, shared sharedmem.Sink, images *ImageStore) (stats PageStats, free func() error, err error) {
 	dir, err := os.OpenRoot(imagesDir)
 	if err != nil {
 		return PageStats{}, func() error { return nil }, fmt.Errorf("opening images directory: %w", err)
@@ -66,6 +68,7 @@ func ReceivePages(ctx context.Context, r io.Reader, imagesDir string, limits Pag
 	defer dir.Close()
 	defer interruptible(ctx, r)()
 	p := pageReceiver{dir: dir, limits: limits, buf: make([]byte, 0, 1<<20), opened: make(map[uint64]bool), filled: make(map[uint64]bool)}
+	p.images = images
 	p.shared = sharedReceiver{sink: shared, segments: map[uint64]bool{}}
 	err = p.run(ctx, r)
 	err = errors.Join(err, p.finish(), p.ahead.dropSpares(&p))
@@ -102,6 +105,7 @@ type pageReceiver struct {
 	room   reserve.Meter
 	ahead  aheadStore
 	shared sharedReceiver
+	images *ImageStore
 
 	// The image being written. CRIU dumps one after the other.
 	image   uint64
@@ -144,6 +148,13 @@ func (p *pageReceiver) run(ctx context.Context, r io.Reader) error {
 			}
 		case opSegment, opSharedPages, opSharedHole, opSharedDrop, opSharedWhole:
 			if err := p.shared.take(f, r, &p.stats); err != nil {
+				return err
+			}
+		case opImage:
+			if p.images == nil {
+				return errors.New("an image comes early that was not asked for")
+			}
+			if err := p.images.take(f, r, p.dir); err != nil {
 				return err
 			}
 		default:

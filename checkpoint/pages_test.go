@@ -151,7 +151,7 @@ func (*readOnly) Write(b []byte) (int, error) { return len(b), nil }
 // receivePages gives back at once what ReceivePages has left.
 func receivePages(ctx context.Context, t *testing.T, r io.Reader, imagesDir string, limits PageLimits) (PageStats, error) {
 	t.Helper()
-	stats, free, err := ReceivePages(ctx, r, imagesDir, limits, nil)
+	stats, free, err := ReceivePages(ctx, r, imagesDir, limits, nil, nil)
 	if err := free(); err != nil {
 		t.Error(err)
 	}

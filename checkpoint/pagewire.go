@@ -13,7 +13,7 @@ import (
 // pages that will probably be dumped, and opSame takes the place of opAdd for those
 // that were. Shared memory that CRIU leaves out (package sharedmem) is in frames that may
 // stand between any two others; opSharedWhole, just before opClose, says of which segments
-// that is true.
+// that is true. So may whole image files, opImage.
 //
 //	offset 0  u32 operation, with page flags in the upper 16 bits
 //	offset 8  u64 number of pages
@@ -46,6 +46,8 @@ const (
 	opSharedHole  = 0x2005 // there is nothing; a length in bytes in place of pages
 	opSharedDrop  = 0x2006 // the segment is not wanted any more
 	opSharedWhole = 0x2007 // everything of the segment has come, and CRIU has left it out
+
+	opImage = 0x2008 // an image file: its size in place of pages, that of its name in place of the address; name and content follow
 )
 
 // segmentSealable is the flag of opSegment for a memfd that can be sealed.

@@ -260,6 +260,7 @@ func (p *place) dumpOptions(pid int) DumpOptions {
 		ExternalMounts: map[string]string{"/tmp": "tmp"},
 		FreezeCgroup:   p.freezer.Dir(),
 		Ahead:          true,
+		EarlyImages:    true,
 		Hooks: DumpHooks{
 			Freeze: p.freezer.Freeze, Thaw: p.freezer.Thaw,
 			Block: p.block, Unblock: p.unblock,
@@ -416,11 +417,13 @@ func (p *place) receive(ctx context.Context, conn net.Conn) <-chan error {
 	done := make(chan error, 1)
 	go func() {
 		in := bufio.NewReaderSize(conn, pageBuffer)
-		_, free, err := ReceivePages(ctx, in, p.images, PageLimits{Bytes: 1 << 30, Images: 100}, p.shared)
+		images := NewImageStore(p.images, ImageLimits{Bytes: 1 << 30, Files: 1000})
+		_, free, err := ReceivePages(ctx, in, p.images, PageLimits{Bytes: 1 << 30, Images: 100}, p.shared, images)
 		defer free()
 		if err == nil {
-			_, err = ReceiveImages(ctx, in, p.images, ImageLimits{Bytes: 1 << 30, Files: 1000})
+			_, err = images.Receive(ctx, in)
 		}
+		images.images() // nothing is decoded any more
 		done <- err
 	}()
 	return done

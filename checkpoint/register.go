@@ -77,8 +77,8 @@ func (l *plan) read(imagesDir string) error {
 	}
 	defer root.Close()
 	v := &verifier{root: root}
-	var memory mm.MmEntry
-	if err := v.readOne(fmt.Sprintf("mm-%d.img", l.pid), "MM", &memory); err != nil {
+	memory, err := readOne[mm.MmEntry](v, fmt.Sprintf("mm-%d.img", l.pid), "MM")
+	if err != nil {
 		return err
 	}
 	const private = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS

@@ -53,6 +53,9 @@ type RestoreOptions struct {
 	// Lazy on, already before the hold. The pages must have come by ReceivePages. Nil restores
 	// complete images only, without userfaultfd.
 	Lazy func(pid int, uffd *os.File) error
+	// Images is what has taken the images, if that was done since PrepareRestore; nil
+	// has them read from ImagesDir.
+	Images *ImageStore
 	// Policy is what the images may make at most. Nil means that they come
 	// from where nobody else could write.
 	Policy *Policy
@@ -171,6 +174,7 @@ func resetOOMScore(pid int) error {
 }
 
 func (r *Restore) release() {
+	r.options.Images.images() // decodes nothing any more
 	if r.worker != nil {
 		r.worker.stop()
 	}
@@ -231,7 +235,7 @@ func (r *Restore) Verify() error {
 	r.verify.Do(func() {
 		if r.options.Policy != nil {
 			begin := time.Now()
-			r.verified = r.options.Policy.Verify(r.options.ImagesDir)
+			r.verified = r.options.Policy.verify(r.options.ImagesDir, r.options.Images.images())
 			r.log.Debug("images are verified", "duration", time.Since(begin), "error", r.verified)
 		}
 	})

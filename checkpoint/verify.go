@@ -89,6 +89,8 @@ type verifier struct {
 	namespaces kinds
 	// cgroup is the one set of control groups that all threads are in.
 	cgroup *uint32
+	// decoded are images that were decoded as they came.
+	decoded map[string]decodedImage
 	// mem counts what image files amount to in memory.
 	mem int64
 }
@@ -98,13 +100,16 @@ type verifier struct {
 // imposes what it can: the policy's system call filter, and that images of
 // control groups, which have no meaning here, are not read. dir must not change
 // after that.
-func (p Policy) Verify(dir string) error {
+func (p Policy) Verify(dir string) error { return p.verify(dir, nil) }
+
+// verify is Verify of images some of which were decoded as they were written to dir.
+func (p Policy) verify(dir string, decoded map[string]decodedImage) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("verifying images: %w", err)
 	}
 	defer root.Close()
-	v := &verifier{root: root, policy: p, chains: map[uint32]bool{}, compared: map[string]bool{}}
+	v := &verifier{root: root, policy: p, decoded: decoded, chains: map[uint32]bool{}, compared: map[string]bool{}}
 	if err := v.run(); err != nil {
 		return fmt.Errorf("verifying images: %w", err)
 	}
@@ -130,7 +135,7 @@ func (v *verifier) run() error {
 // list reads the directory. CRIU's own work directory may be there too, and the keeper of
 // shared memory.
 func (v *verifier) list() error {
-	d, err := v.root.Open(".")
+	d, err := os.Open(v.root.Name()) // a file of an os.Root would look at each entry
 	if err != nil {
 		return err
 	}

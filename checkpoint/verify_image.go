@@ -77,24 +77,38 @@ func entryOf(name string, data []byte, into proto.Message) (rest []byte, err err
 	return data[4+size:], nil
 }
 
-// readOne reads an image of one message.
-func (v *verifier) readOne(name, magic string, into proto.Message) error {
-	data, err := v.read(name, magic)
-	if err != nil {
-		return err
-	}
-	rest, err := entryOf(name, data, into)
-	if err == nil && len(rest) > 0 {
-		err = fmt.Errorf("%w: %s has more than one entry", ErrCorrupt, name)
-	}
-	return err
-}
-
-// readAll reads an image of messages of one type.
-func readAll[T any, M interface {
+// messageOf is what a message of type T is by: a pointer.
+type messageOf[T any] interface {
 	*T
 	proto.Message
-}](v *verifier, name, magic string, each func(M) error) error {
+}
+
+// readOne reads an image of one message.
+func readOne[T any, M messageOf[T]](v *verifier, name, magic string) (M, error) {
+	var one M
+	err := readAll(v, name, magic, func(m M) error {
+		if one != nil {
+			return fmt.Errorf("%w: %s has more than one entry", ErrCorrupt, name)
+		}
+		one = m
+		return nil
+	})
+	if err == nil && one == nil {
+		err = fmt.Errorf("%w: %s has no entry", ErrCorrupt, name)
+	}
+	return one, err
+}
+
+// readAll reads an image of messages of one type, unless it is decoded.
+func readAll[T any, M messageOf[T]](v *verifier, name, magic string, each func(M) error) error {
+	if image, ok := v.decoded[name]; ok && image.magic == magic {
+		for _, m := range image.messages {
+			if err := each(m.(M)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	data, err := v.read(name, magic)
 	for err == nil && len(data) > 0 {
 		m := M(new(T))

@@ -28,8 +28,8 @@ const (
 // readFilters reads the system call filters. A thread names one; that one may
 // name the one below it, and so on.
 func (v *verifier) readFilters() error {
-	v.filters = new(seccomp.SeccompEntry)
-	if err := v.readOne("seccomp.img", "SECCOMP", v.filters); err != nil {
+	var err error
+	if v.filters, err = readOne[seccomp.SeccompEntry](v, "seccomp.img", "SECCOMP"); err != nil {
 		return err
 	}
 	list := v.filters.GetSeccompFilters()

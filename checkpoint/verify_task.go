@@ -90,8 +90,8 @@ const networkLockSkip = 2
 // checkInventory finds out which namespaces are made anew: those whose ID is
 // not CRIU's own.
 func (v *verifier) checkInventory() error {
-	entry := new(criuinventory.InventoryEntry)
-	if err := v.readOne("inventory.img", "INVENTORY", entry); err != nil {
+	entry, err := readOne[criuinventory.InventoryEntry](v, "inventory.img", "INVENTORY")
+	if err != nil {
 		return err
 	}
 	if entry.GetRootIds() == nil || !entry.GetFdinfoPerId() || !entry.GetNsPerId() {
@@ -100,8 +100,8 @@ func (v *verifier) checkInventory() error {
 	if entry.GetNetworkLockMethod() != networkLockSkip || entry.GetTcpClose() || entry.GetPreDumpMode() != 0 {
 		return fmt.Errorf("%w: the images were not made by podd's settings", ErrForbidden)
 	}
-	ids := new(criucore.TaskKobjIdsEntry)
-	if err := v.readOne("ids-1.img", "IDS", ids); err != nil {
+	ids, err := readOne[criucore.TaskKobjIdsEntry](v, "ids-1.img", "IDS")
+	if err != nil {
 		return err
 	}
 	host, pod := kindsOf(entry.GetRootIds()), kindsOf(ids)
@@ -137,8 +137,8 @@ const (
 func (v *verifier) checkTasks() error {
 	for _, p := range v.tree {
 		name := fmt.Sprintf("core-%d.img", p.GetPid())
-		core := new(criucore.CoreEntry)
-		if err := v.readOne(name, "CORE", core); err != nil {
+		core, err := readOne[criucore.CoreEntry](v, name, "CORE")
+		if err != nil {
 			return err
 		}
 		tc := core.GetTc()
@@ -160,8 +160,8 @@ func (v *verifier) checkTasks() error {
 		}
 		threads := []*criucore.ThreadCoreEntry{core.GetThreadCore()}
 		for _, id := range p.GetThreads()[1:] {
-			thread := new(criucore.CoreEntry)
-			if err := v.readOne(fmt.Sprintf("core-%d.img", id), "CORE", thread); err != nil {
+			thread, err := readOne[criucore.CoreEntry](v, fmt.Sprintf("core-%d.img", id), "CORE")
+			if err != nil {
 				return err
 			}
 			threads = append(threads, thread.GetThreadCore())
@@ -179,8 +179,8 @@ func (v *verifier) checkTasks() error {
 }
 
 func (v *verifier) checkTask(p *pstree.PstreeEntry, tc *criucore.TaskCoreEntry) error {
-	ids := new(criucore.TaskKobjIdsEntry)
-	if err := v.readOne(fmt.Sprintf("ids-%d.img", p.GetPid()), "IDS", ids); err != nil {
+	ids, err := readOne[criucore.TaskKobjIdsEntry](v, fmt.Sprintf("ids-%d.img", p.GetPid()), "IDS")
+	if err != nil {
 		return err
 	}
 	if got := kindsOf(ids); got != v.namespaces {
@@ -317,8 +317,8 @@ const topOfMemory = 1 << 56
 // matters: CRIU puts its own code, which runs with all rights, where they leave
 // room.
 func (v *verifier) checkMemory(pid uint32) error {
-	entry := new(mm.MmEntry)
-	if err := v.readOne(fmt.Sprintf("mm-%d.img", pid), "MM", entry); err != nil {
+	entry, err := readOne[mm.MmEntry](v, fmt.Sprintf("mm-%d.img", pid), "MM")
+	if err != nil {
 		return err
 	}
 	var end uint64

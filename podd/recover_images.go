@@ -76,7 +76,7 @@ func (d *Daemon) restoreCommitted(ctx context.Context, container *namespace.Cont
 			pg.Close()
 		}
 	}()
-	restore, err := d.prepareRestore(ctx, container, network, images, pg)
+	restore, err := d.prepareRestore(ctx, container, network, images, nil, pg)
 	if err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func (r *fileRestore) build(ctx context.Context) error {
 		return err
 	}
 	r.images = r.d.imagesOf(targetImages, r.spec.Name, binding.Epoch)
-	if r.restore, err = r.d.prepareRestore(ctx, r.container, r.network, r.images, nil); err != nil {
+	if r.restore, err = r.d.prepareRestore(ctx, r.container, r.network, r.images, nil, nil); err != nil {
 		return err
 	}
 	if err := r.unpack(ctx); err != nil {
@@ -151,7 +151,7 @@ func (r *fileRestore) unpackMember(ctx context.Context, member archive.Member, c
 		}
 	case memberMemory:
 		const images = 1 << 16 // address spaces and shared memory segments
-		_, free, err := checkpoint.ReceivePages(ctx, content, r.images, checkpoint.PageLimits{Bytes: member.Size, Images: images}, nil)
+		_, free, err := checkpoint.ReceivePages(ctx, content, r.images, checkpoint.PageLimits{Bytes: member.Size, Images: images}, nil, nil)
 		return errors.Join(err, free(), atEnd(content, err))
 	case memberImages:
 		_, err := checkpoint.ReceiveImages(ctx, content, r.images, checkpoint.ImageLimits{Bytes: min(member.Size, maxImageBytes), Files: maxImageFiles})

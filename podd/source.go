@@ -377,6 +377,7 @@ func (m *sourceMove) prepareDump(ctx context.Context) error {
 		WorkDir:        work,
 		Pages:          m.clock.count(m.conn),
 		Ahead:          true,
+		EarlyImages:    true,
 		Shared:         m.shared,
 		ExternalMounts: keys(container.ExternalMounts()),
 		FreezeCgroup:   freezer.Dir(),

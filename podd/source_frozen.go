@@ -6,7 +6,6 @@ import (
 	"time"
 
 	poddv1 "podd/api/podd/v1"
-	"podd/checkpoint"
 	"podd/pod"
 )
 
@@ -86,8 +85,12 @@ func (m *sourceMove) transfer(ctx context.Context) error {
 	if err := m.send(&poddv1.SourceMessage{Message: &poddv1.SourceMessage_Images{Images: &poddv1.Images{}}}); err != nil {
 		return err
 	}
-	images, err := checkpoint.SendImages(m.clock.count(m.conn), m.images)
+	images, err := m.dump.SendImages(m.clock.count(m.conn))
 	if err != nil {
+		return fmt.Errorf("sending images: %w", err)
+	}
+	// The target can look at them while the files are compared.
+	if err := m.conn.Flush(); err != nil {
 		return fmt.Errorf("sending images: %w", err)
 	}
 	m.receipt.ImageBytes = images.Bytes

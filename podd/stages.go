@@ -135,6 +135,14 @@ func (w *countingWriter) SetWriteDeadline(t time.Time) error {
 	return os.ErrNoDeadline
 }
 
+// Flush lets nothing stay in a buffer, if the writer has one.
+func (w *countingWriter) Flush() error {
+	if b, ok := w.w.(interface{ Flush() error }); ok {
+		return b.Flush()
+	}
+	return nil
+}
+
 func (w *countingWriter) Write(p []byte) (int, error) {
 	n, err := w.w.Write(p)
 	w.n.Add(int64(n))

@@ -41,6 +41,13 @@ type targetMove struct {
 	sink      *filesync.Sink
 	restore   *checkpoint.Restore
 	images    string // directory
+	// covered says that the host's private files are hidden in the pod's layer, and mounted that it is
+	// the pod's root file system, to which only the pod may write.
+	covered, mounted bool
+	// imaged says that all images are here, and may be verified by now.
+	imaged bool
+	// received takes what comes into it.
+	received *checkpoint.ImageStore
 	// verifying are checks of the images that may go on.
 	verifying sync.WaitGroup
 	// shared keeps shared memory that comes beside the images; nil if it can't.
@@ -118,6 +125,9 @@ func (m *targetMove) run(ctx context.Context) error {
 		if err := m.conn.receive(message); err != nil {
 			return err
 		}
+		if err := m.inOrder(message); err != nil {
+			return err
+		}
 		switch {
 		case message.GetFiles() != nil:
 			m.stage = pod.StagePresync
@@ -130,14 +140,25 @@ func (m *targetMove) run(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("writing files: %w", err)
 			}
+			m.covered = m.covered && !m.sink.Touched(namespace.UpperTree)
 			if err := m.send(&poddv1.TargetMessage{Message: &poddv1.TargetMessage_FilesApplied{FilesApplied: &poddv1.FilesApplied{Bytes: stats.Bytes}}}); err != nil {
 				return err
+			}
+			if message.GetFiles().GetFinal() {
+				if err := m.mount(); err != nil {
+					return err
+				}
 			}
 		case message.GetMemory() != nil:
 			m.stage = pod.StageDump
 			if err := m.at(m.stage); err != nil {
 				return err
 			}
+			// The pod still runs, and what is hidden now need not be when it doesn't.
+			if err := m.container.Cover(); err != nil {
+				return err
+			}
+			m.covered = true
 			free, err := m.receivePages(ctx)
 			m.later = append(m.later, func() { m.free(free) })
 			if err != nil {
@@ -148,9 +169,10 @@ func (m *targetMove) run(ctx context.Context) error {
 			if err := m.at(m.stage); err != nil {
 				return err
 			}
-			if _, err := checkpoint.ReceiveImages(ctx, m.conn, m.images, checkpoint.ImageLimits{Bytes: maxImageBytes, Files: maxImageFiles}); err != nil {
+			if _, err := m.received.Receive(ctx, m.conn); err != nil {
 				return fmt.Errorf("receiving images: %w", err)
 			}
+			m.imaged = true
 			// They are complete, and what is left of the files is still on its way.
 			m.verifying.Go(func() { _ = m.restore.Verify() }) // finish asks once more
 		case message.GetRestore() != nil:
@@ -160,6 +182,20 @@ func (m *targetMove) run(ctx context.Context) error {
 			return errors.New("an unknown message from the source")
 		}
 	}
+}
+
+// inOrder refuses what comes at the wrong time: images that were verified, and the files of a layer that
+// is mounted, must not change.
+func (m *targetMove) inOrder(message *poddv1.SourceMessage) error {
+	switch {
+	case message.GetFiles() != nil && m.mounted:
+		return errors.New("files come after the last")
+	case (message.GetMemory() != nil || message.GetImages() != nil) && (m.imaged || m.mounted):
+		return errors.New("images come after the last")
+	case message.GetRestore() != nil && !(m.imaged && m.mounted):
+		return errors.New("the restore is asked for before everything is here")
+	}
+	return nil
 }
 
 // What CRIU's images other than memory may amount to: far above any real pod.
@@ -273,15 +309,17 @@ func (m *targetMove) reserve(ctx context.Context, order *poddv1.Reserve) error {
 	if reserved.Shared, err = m.openShared(); err != nil {
 		return err
 	}
-	if m.restore, err = m.d.prepareRestore(ctx, m.container, network, m.images, m.pager); err != nil {
+	m.received = checkpoint.NewImageStore(m.images, checkpoint.ImageLimits{Bytes: maxImageBytes, Files: maxImageFiles})
+	if m.restore, err = m.d.prepareRestore(ctx, m.container, network, m.images, m.received, m.pager); err != nil {
 		return err
 	}
 	return m.send(&poddv1.TargetMessage{Message: &poddv1.TargetMessage_Reserved{Reserved: reserved}})
 }
 
 // prepareRestore starts CRIU for a pod whose images are, or will be, in the
-// directory images, and whose other memory the pager has, if there is one.
-func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Container, network *vnet.Network, images string, pg *pager.Pager) (*checkpoint.Restore, error) {
+// directory images, and whose other memory the pager has, if there is one. received takes the
+// images, unless it is nil.
+func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Container, network *vnet.Network, images string, received *checkpoint.ImageStore, pg *pager.Pager) (*checkpoint.Restore, error) {
 	work := filepath.Join(images, "work")
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return nil, fmt.Errorf("making a directory for images: %w", err)
@@ -293,7 +331,7 @@ func (d *Daemon) prepareRestore(ctx context.Context, container *namespace.Contai
 	}
 	return d.engine.PrepareRestore(ctx, checkpoint.RestoreOptions{
 		ImagesDir: images, WorkDir: work, Root: container.Root(), NetNS: nsPath,
-		ExternalMounts: container.ExternalMounts(), Policy: policy, Lazy: lazy(pg),
+		ExternalMounts: container.ExternalMounts(), Images: received, Policy: policy, Lazy: lazy(pg),
 		Hooks: checkpoint.RestoreHooks{
 			JoinCgroup: container.JoinCgroup,
 			Adopt: func(pid int) error {
@@ -334,16 +372,13 @@ func (m *targetMove) finish(ctx context.Context) error {
 	if err := m.at(m.stage); err != nil {
 		return err
 	}
-	// Nobody but overlay may write to its layers once it is mounted, so this
-	// waits for the last file.
-	err := m.container.Mount()
-	if err := errors.Join(m.restore.Verify(), err); err != nil {
+	if err := m.restore.Verify(); err != nil {
 		return err
 	}
 	// Nobody changes the records while the pod is frozen.
 	ahead := make(chan error, 1)
 	go func() { ahead <- m.d.dir.ReadAhead(ctx, m.move.ID) }()
-	_, err = m.restore.Run(ctx)
+	_, err := m.restore.Run(ctx)
 	if err := errors.Join(err, <-ahead); err != nil {
 		return err
 	}

@@ -8,6 +8,17 @@ import (
 	"podd/sharedmem"
 )
 
+// mount mounts the root file system. Nobody but overlay may write to its layers once it is mounted, so
+// this waits for the last file. The source need not wait for it.
+func (m *targetMove) mount() error {
+	mount := m.container.Mount
+	if m.covered {
+		mount = m.container.MountCovered
+	}
+	m.mounted = true
+	return mount()
+}
+
 // resume lets the pod run.
 func (m *targetMove) resume() {
 	running, err := m.d.letRun(context.WithoutCancel(m.d.ctx), m.restore, m.container, m.network)

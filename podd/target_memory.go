@@ -110,11 +110,11 @@ func (m *targetMove) openShared() (bool, error) {
 // checkpoint.ReceivePages.
 func (m *targetMove) receivePages(ctx context.Context) (free func() error, err error) {
 	if m.shared == nil {
-		_, free, err = checkpoint.ReceivePages(ctx, m.conn, m.images, m.pageLimits(), nil)
+		_, free, err = checkpoint.ReceivePages(ctx, m.conn, m.images, m.pageLimits(), nil, m.received)
 		return free, err
 	}
 	defer m.shared.Close() // its process goes on
-	stats, free, err := checkpoint.ReceivePages(ctx, m.conn, m.images, m.pageLimits(), m.shared)
+	stats, free, err := checkpoint.ReceivePages(ctx, m.conn, m.images, m.pageLimits(), m.shared, m.received)
 	m.log.Debug("pages have come", "pages", stats.Pages, "shared-segments", stats.Segments, "shared", m.shared.Bytes())
 	return free, err
 }

@@ -26,7 +26,7 @@ import (
 const (
 	transferPath     = "/podd-transfer"
 	transferProtocol = "podd-transfer"
-	transferVersion  = 3
+	transferVersion  = 4
 	// maxTransferMessage bounds one control message, in bytes. They are
 	// small; the sections in between have bounds of their own.
 	maxTransferMessage = 1 << 20
@@ -76,6 +76,9 @@ func (c *transferConn) Write(p []byte) (int, error) {
 	n, err := c.writer.Write(p)
 	return n, c.explain(err)
 }
+
+// Flush sends what Write has left in the buffer.
+func (c *transferConn) Flush() error { return c.explain(c.writer.Flush()) }
 
 func (c *transferConn) send(message proto.Message) error {
 	if _, err := protodelim.MarshalTo(c.writer, message); err != nil {

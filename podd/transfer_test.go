@@ -58,6 +58,35 @@ func dialTest(t testing.TB, s *transfers) *transferConn {
 
 // TestTransferOrder sends raw sections between messages: they share buffers,
 // and neither may take a byte of the other.
+// Nothing may come that would change what was verified or mounted.
+func TestTargetOrder(t *testing.T) {
+	files := &poddv1.SourceMessage{Message: &poddv1.SourceMessage_Files{Files: &poddv1.Files{}}}
+	memory := &poddv1.SourceMessage{Message: &poddv1.SourceMessage_Memory{Memory: &poddv1.Memory{}}}
+	images := &poddv1.SourceMessage{Message: &poddv1.SourceMessage_Images{Images: &poddv1.Images{}}}
+	restore := &poddv1.SourceMessage{Message: &poddv1.SourceMessage_Restore{Restore: &poddv1.Restore{}}}
+	for _, c := range []struct {
+		m       *targetMove
+		allowed []*poddv1.SourceMessage
+		refused []*poddv1.SourceMessage
+	}{
+		{&targetMove{}, []*poddv1.SourceMessage{files, memory, images}, []*poddv1.SourceMessage{restore}},
+		{&targetMove{imaged: true}, []*poddv1.SourceMessage{files}, []*poddv1.SourceMessage{memory, images, restore}},
+		{&targetMove{mounted: true}, nil, []*poddv1.SourceMessage{files, memory, images, restore}},
+		{&targetMove{imaged: true, mounted: true}, []*poddv1.SourceMessage{restore}, []*poddv1.SourceMessage{files, memory, images}},
+	} {
+		for _, message := range c.allowed {
+			if err := c.m.inOrder(message); err != nil {
+				t.Errorf("images %v, mounted %v: %v: %v", c.m.imaged, c.m.mounted, message, err)
+			}
+		}
+		for _, message := range c.refused {
+			if err := c.m.inOrder(message); err == nil {
+				t.Errorf("images %v, mounted %v: %v is taken", c.m.imaged, c.m.mounted, message)
+			}
+		}
+	}
+}
+
 func TestTransferOrder(t *testing.T) {
 	section := bytes.Repeat([]byte("a page of memory"), 100_000)
 	received := make(chan error, 1)

@@ -33,7 +33,7 @@ const (
 //	Files + pass         ->
 //	                     <-        FilesApplied      (repeated)
 //	Memory + pages       ->        while the source dumps
-//	Images + files       ->
+//	Images + files       ->        those that have not come with the pages
 //	Files(final) + pass  ->
 //	Restore              ->
 //	                     <-        Restored          held, silent
@@ -310,7 +310,7 @@ func (*TargetMessage_Running) isTargetMessage_Message() {}
 
 type Reserve struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Protocol is the version of this conversation, 2.
+	// Protocol is the version of this conversation, 4.
 	Protocol uint32 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	Move     string `protobuf:"bytes,2,opt,name=move,proto3" json:"move,omitempty"`
 	// Carry says that the source carries most of the memory itself, on a
