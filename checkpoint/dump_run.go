@@ -182,10 +182,14 @@ func (d *Dump) leaveOut(ctx context.Context, beside *sync.WaitGroup) <-chan erro
 			beside.Go(func() { numbers() }) // hold asks for them
 			d.numbers = numbers
 			described := d.describeLarge(carried)
-			beside.Go(func() { d.describeOthers(ctx, described) })
-		}
-		if err == nil && d.ahead != nil {
-			beside.Go(func() { d.ahead.compare(ctx) })
+			beside.Go(func() {
+				// First what CRIU asks for and does not wait for. What is compared it needs
+				// at its end only.
+				d.describeOthers(ctx, described)
+				if d.ahead != nil {
+					d.ahead.compare(ctx)
+				}
+			})
 		}
 		if err != nil {
 			done <- fmt.Errorf("leaving memory out: %w", err)
